@@ -1,0 +1,84 @@
+"""The one place that replaces files and directories so that nobody sees half of them.
+
+Knows paths and system calls, nothing of roots or snapshots.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+RENAME_EXCHANGE = 1 << 1  # linux/fs.h
+_REFUSED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+
+
+def write_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
+    """Replace `path` by a file with `content`: a reader finds the old bytes or the new ones.
+
+    `durable` waits until the disk has them. The file is created beside `path` and renamed (rename(2)).
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two directories of one file system in one step: renameat2(2) with RENAME_EXCHANGE.
+
+    Returns False, with nothing changed, where the kernel or the file system refuses it.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):  # glibc before 2.28
+        return False
+    at_fdcwd = -100
+    if libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _REFUSED:
+        return False
+    raise OSError(code, os.strerror(code), str(first))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all below it, or a file; what is not there is no error.
+
+    Directories without write permission (Go's module cache has them) are opened up first.
+    """
+    import shutil
+
+    def open_up(function: Callable[..., object], name: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        if not isinstance(error, PermissionError):
+            raise error
+        parent = os.path.dirname(name)
+        os.chmod(parent, stat.S_IRWXU)
+        if os.path.isdir(name) and not os.path.islink(name):
+            os.chmod(name, stat.S_IRWXU)
+            remove_tree(Path(name))
+        else:
+            os.unlink(name)
+
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            # `onexc` replaced `onerror` in 3.12; the older form is there until 3.14.
+            shutil.rmtree(path, onerror=lambda f, n, e: open_up(f, n, e[1]))
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass

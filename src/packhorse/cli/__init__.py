@@ -1,0 +1,102 @@
+"""The `packhorse` command: one module a command, loaded when it is called, so that `run` starts at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from packhorse.cli import console
+from packhorse.errors import EXIT_SUPERVISOR, PackhorseError
+
+COMMANDS = {
+    "init": "Write a commented packhorse.toml.",
+    "install": "Install the environment into the root and check it.",
+    "push": "Save the root as a snapshot in the store.",
+    "pull": "Restore a snapshot into the root.",
+    "run": "Restore (or install and push), then run a command; back up when it ends.",
+    "exec": "Run a command in the environment of the root.",
+    "env": "Print the environment table, for eval.",
+    "status": "Show the root, the disks, the store and what it costs.",
+    "snapshots": "List the snapshots of the store.",
+    "verify": "Check the files of the root against their digests.",
+    "demo": "Show the main job on a small environment and an embedded store.",
+}
+_HIDDEN = ("boot", "backup")  # the two processes that `run` starts
+_SUPERVISORS = ("run", "exec")
+
+
+class _Commands(click.Group):
+    """Finds a command's module by its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS and cmd_name not in _HIDDEN:
+            return None
+        module = importlib.import_module(f"packhorse.cli.{cmd_name}_cmd")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else " `packhorse --help` lists them."
+            ctx.fail(f"There is no command `{name}`.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="packhorse", message="packhorse %(version)s")
+def packhorse() -> None:
+    """Keep heavy Python environments off the small OS disk of a worker, keep them in object storage, and
+    bring them back at boot.
+
+    \b
+    packhorse init                      write packhorse.toml
+    packhorse run -- python handler.py  restore or install, then start
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that `errors.py` gives each failure."""
+    words = sys.argv[1:] if arguments is None else arguments
+    supervisor = next((word for word in words if not word.startswith("-")), "") in _SUPERVISORS
+    sys.exit(_outcome(words, supervisor))
+
+
+def _outcome(words: list[str], supervisor: bool) -> int:
+    try:
+        code: Any = packhorse.main(args=words, prog_name="packhorse", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return EXIT_SUPERVISOR if supervisor else 2
+    except PackhorseError as error:
+        console.show_error(error, EXIT_SUPERVISOR if supervisor else error.exit_code)
+        return EXIT_SUPERVISOR if supervisor else error.exit_code
+    except KeyboardInterrupt:
+        print("packhorse: interrupted.", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains while it flushes
+        return 141
+    except Exception as error:  # a bug, or an operating system error nobody expected
+        known = console.operating_system_error(error)
+        console.show_error(known, EXIT_SUPERVISOR if supervisor else known.exit_code)
+        return EXIT_SUPERVISOR if supervisor else known.exit_code

@@ -1,0 +1,196 @@
+"""What a person or a program sees: results on stdout, progress and notes on stderr, errors in two sentences.
+
+Knows how to print; decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import click
+
+from packhorse.errors import NoSpaceError, PackhorseError
+
+_settings = {"json": False, "quiet": False, "verbose": False}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def shared_options(function: F) -> F:
+    """The flags that every command has; they reach the command as one `flags: Flags`."""
+
+    def received(ctx: click.Context, parameter: click.Parameter, value: object) -> None:
+        flags = ctx.ensure_object(dict)
+        assert parameter.name is not None
+        flags[parameter.name] = value
+        if parameter.name in _settings:
+            _settings[parameter.name] = bool(value)
+
+    for option in reversed(
+        (
+            click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False),
+                         expose_value=False, callback=received, help="The configuration file to use."),
+            click.option("--root", default="", expose_value=False, callback=received, metavar="DIR",
+                         help="The directory that holds everything."),
+            click.option("--store", default="", expose_value=False, callback=received, metavar="URL",
+                         help="Where snapshots live: s3://, gs://, az:// or file:///."),
+            click.option("--tag", default="", expose_value=False, callback=received, metavar="NAME",
+                         help="The tag that names the newest snapshot."),
+            click.option("--json", is_flag=True, expose_value=False, callback=received,
+                         help="Print one JSON object on stdout."),
+            click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=received,
+                         help="No progress and no notes."),
+            click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=received,
+                         help="More detail; tracebacks of failures."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def verbose() -> bool:
+    """Whether -v was given."""
+    return _settings["verbose"]
+
+
+def wants_json() -> bool:
+    """Whether --json was given."""
+    return _settings["json"]
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal or in the log."""
+    if not _settings["quiet"]:
+        click.echo(f"packhorse: {text}", err=True)
+
+
+def warn(text: str) -> None:
+    """One line that is printed even with -q."""
+    click.echo(f"packhorse: warning: {text}", err=True)
+
+
+def result(facts: object, text: str) -> None:
+    """The outcome of a command: `facts` (anything msgspec can encode) with --json, else `text`."""
+    if _settings["json"]:
+        import msgspec
+
+        click.echo(msgspec.json.encode(facts).decode())
+    elif text:
+        click.echo(text)
+
+
+def show_error(error: PackhorseError, exit_code: int) -> None:
+    """Print a failure: two sentences on stderr; with --json also an object on stdout."""
+    if _settings["verbose"]:
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"packhorse: {error}", err=True)
+    if _settings["json"]:
+        import msgspec
+
+        facts = {"error": error.what, "remedy": error.remedy, "exit_code": exit_code}
+        click.echo(msgspec.json.encode(facts).decode())
+
+
+def operating_system_error(error: Exception) -> PackhorseError:
+    """The error to show for one that no code expected."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "the disk"
+        known: PackhorseError = NoSpaceError(
+            f"There is no space left while writing {_readable(where)}.",
+            "Free some space, or choose a root on a larger disk with --root.",
+        )
+    elif isinstance(error, OSError):
+        where = f"{_readable(error.filename)}: " if error.filename else ""
+        known = PackhorseError(
+            f"The operating system refused: {where}{error.strerror or error}.",
+            "Run again with -v to see where.",
+        )
+    else:
+        known = PackhorseError(
+            f"packhorse met a fault of its own: {type(error).__name__}: {error}.",
+            "Run again with -v and report what it prints.",
+        )
+    known.__cause__ = error
+    return known
+
+
+def _readable(name: object) -> str:
+    return (
+        os.fsdecode(name).encode(errors="backslashreplace").decode()
+        if isinstance(name, (str, bytes))
+        else str(name)
+    )
+
+
+class Progress(Protocol):
+    """What a long operation reports to."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A new stage begins: its name, and its size in bytes where that is known."""
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes are done. Callable from any thread."""
+
+
+class _Silent:
+    def stage(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, count: int) -> None:
+        pass
+
+
+class _Lines:
+    """One plain line every few seconds, for logs."""
+
+    interval = 5.0
+
+    def __init__(self) -> None:
+        self.name, self.total, self.done = "", 0, 0
+        self.started = self.last = time.monotonic()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.name, self.total, self.done = name, total or 0, 0
+        self.started = self.last = time.monotonic()
+        click.echo(f"packhorse: {name}" + (f" ({megabytes(total)})" if total else ""), err=True)
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last < self.interval:
+            return
+        self.last = now
+        rate = self.done / (now - self.started)
+        left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if self.total and rate else ""
+        of = f" of {megabytes(self.total)}" if self.total else ""
+        click.echo(f"packhorse: {self.name}: {megabytes(self.done)}{of}, {megabytes(rate)}/s{left}", err=True)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Bars on a terminal, plain lines on a pipe, nothing with -q."""
+    if _settings["quiet"]:
+        yield _Silent()
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        from packhorse.cli.bars import Bars
+
+        with Bars() as bars:
+            yield bars
+
+
+def megabytes(count: float) -> str:
+    """A byte count for people, in decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:.0f} B"

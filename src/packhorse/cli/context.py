@@ -1,0 +1,35 @@
+"""What most commands begin with: the configuration of this invocation, its root and its store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from packhorse import config
+from packhorse.cli import console
+from packhorse.root import Root
+
+
+def load() -> config.Config:
+    """The configuration that the flags, the environment and the file give. Raises ConfigError."""
+    flags = click.get_current_context().obj or {}
+    return config.load(
+        os.environ,
+        Path.cwd(),
+        config_file=flags.get("config_file"),
+        root=flags.get("root", ""),
+        store=flags.get("store", ""),
+        tag=flags.get("tag", ""),
+    )
+
+
+def open_root(loaded: config.Config) -> Root:
+    """The root of the configuration, created where it is not there yet."""
+    return Root.open(loaded.root)
+
+
+def waiting(holder: str) -> None:
+    """Say whom this command waits for."""
+    console.note(f"waiting for {holder}, which is changing this root")

@@ -1,0 +1,59 @@
+"""Every error a user can meet: one sentence on what happened, one on what to do, and the exit code.
+
+Knows nothing of the rest of the package, so that every other module may raise from here.
+"""
+
+from __future__ import annotations
+
+
+class PackhorseError(Exception):
+    """The operation failed. Base of all errors that are shown without a traceback.
+
+    `what` says what happened and `remedy` what to do next; both are whole sentences and hold no secret.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.remedy}".strip()
+
+
+class ConfigError(PackhorseError):
+    """The configuration or the command line cannot be used."""
+
+    exit_code = 2
+
+
+class NoSuchSnapshotError(PackhorseError):
+    """The tag or snapshot asked for does not exist, or none fits this worker."""
+
+    exit_code = 3
+
+
+class IntegrityError(PackhorseError):
+    """Stored or local bytes are not what their digest says; nothing of them was made visible."""
+
+    exit_code = 4
+
+
+class NoSpaceError(PackhorseError):
+    """A disk has, or would have, too little space."""
+
+    exit_code = 5
+
+
+class StorageError(PackhorseError):
+    """The store cannot be reached, or refuses the credentials."""
+
+    exit_code = 6
+
+
+# What `run` and `exec` answer when it is packhorse that failed, not the command (as docker does).
+EXIT_SUPERVISOR = 125
+EXIT_CANNOT_EXECUTE = 126
+EXIT_NOT_FOUND = 127

@@ -1,0 +1,148 @@
+"""The environment table: which variable sends which writer into which place of the root, and why.
+
+The one module that decides the environment of pip, uv and the worker; `run`, `exec`, `install` and `env` apply it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from packhorse import atomic
+from packhorse.root import Root
+
+
+class Row(NamedTuple):
+    """One variable: its value as a template over the places of a root, and the reason for it."""
+
+    variable: str
+    value: str
+    why: str
+
+
+_EPHEMERAL_CACHES = (
+    Row("PIP_CACHE_DIR", "{tmp}/pip", "pip's downloads; gone with the invocation"),
+    Row("UV_CACHE_DIR", "{tmp}/uv", "uv's downloads and unpacked wheels; gone with the invocation"),
+)
+_KEPT_CACHES = (
+    Row("PIP_CACHE_DIR", "{pip}", "pip's downloads, kept because of keep-downloads"),
+    Row("UV_CACHE_DIR", "{pip}/uv", "uv's downloads and unpacked wheels, kept because of keep-downloads"),
+)
+
+TABLE = (
+    Row("PACKHORSE_ROOT", "{root}", "nested packhorse commands work on the same root"),
+    Row("TMPDIR", "{tmp}", "temporary files of everything: pip and uv download, unpack and build here"),
+    Row("TEMP", "{tmp}", "the same, for programs that ask for TEMP"),
+    Row("TMP", "{tmp}", "the same, for programs that ask for TMP"),
+    Row("PIP_BUILD_DIR", "{build}", "builds of pip before 20.3; later ones build in TMPDIR"),
+    Row("UV_PYTHON_INSTALL_DIR", "{deps}/uv/python", "interpreters that uv installs"),
+    Row("UV_TOOL_DIR", "{deps}/uv/tools", "tools that uv installs"),
+    Row("XDG_CACHE_HOME", "{deps}/cache", "caches of every program that follows the XDG specification"),
+    Row("HF_HOME", "{models}/huggingface", "Hugging Face: models, data sets, tokens"),
+    Row("TORCH_HOME", "{models}/torch", "torch.hub: models and checkpoints"),
+    Row("NLTK_DATA", "{models}/nltk", "NLTK: corpora and models"),
+    Row("TIKTOKEN_CACHE_DIR", "{models}/tiktoken", "tiktoken: encodings"),
+    Row("TORCH_EXTENSIONS_DIR", "{deps}/torch_extensions", "torch.utils.cpp_extension: compiled extensions"),
+    Row("TORCHINDUCTOR_CACHE_DIR", "{deps}/inductor", "torch.compile: compiled graphs, GPU time saved"),
+    Row("TRITON_CACHE_DIR", "{deps}/triton", "Triton: compiled kernels, GPU time saved"),
+    Row("CUDA_CACHE_PATH", "{deps}/cuda", "the CUDA driver: kernels compiled from PTX"),
+    Row("CUPY_CACHE_DIR", "{deps}/cupy", "CuPy: compiled kernels"),
+    Row("NUMBA_CACHE_DIR", "{deps}/numba", "Numba: compiled functions"),
+    Row("MPLCONFIGDIR", "{deps}/matplotlib", "Matplotlib: font cache and configuration"),
+    Row("VLLM_CACHE_ROOT", "{deps}/vllm", "vLLM: compiled graphs, GPU time saved"),
+    Row("FLASHINFER_WORKSPACE_BASE", "{deps}/flashinfer", "FlashInfer: compiled kernels"),
+)
+
+UNSET = (
+    Row("PYTHONPYCACHEPREFIX", "", "would hide the bytecode shipped in packages/ and recompile it elsewhere"),
+    Row("PYTHONHOME", "", "would give the worker another interpreter's standard library"),
+)
+"""Variables taken out of the environment."""
+
+_SITECUSTOMIZE = '''\
+"""Processes the .pth files of packages/, which Python does only for site directories, then makes way."""
+import os
+import site
+import sys
+
+_packages = os.environ.get("PACKHORSE_PACKAGES") or os.path.join(
+    os.environ.get("PACKHORSE_ROOT", ""), "packages"
+)
+if os.path.isdir(_packages):
+    site.addsitedir(_packages)
+
+# The sitecustomize that this one stands in front of, if there is one.
+_here = os.path.dirname(os.path.abspath(__file__))
+_path = [p for p in sys.path if os.path.abspath(p or ".") != _here]
+_self = sys.modules.pop("sitecustomize", None)
+try:
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    _spec = PathFinder.find_spec("sitecustomize", _path)
+    if _spec is not None and _spec.loader is not None:
+        _module = module_from_spec(_spec)
+        sys.modules["sitecustomize"] = _module
+        _spec.loader.exec_module(_module)
+finally:
+    if _self is not None:
+        sys.modules.setdefault("sitecustomize", _self)
+'''
+
+
+def changes(
+    root: Root,
+    inherited: Mapping[str, str],
+    *,
+    tmp: Path,
+    build: Path,
+    app_path: str = "",
+    packages: Path | None = None,
+    keep_downloads: bool = False,
+) -> dict[str, str | None]:
+    """What the table sets (or, by None, unsets) for one invocation; see TABLE.
+
+    `inherited` is the environment it goes on top of: PYTHONPATH and PATH are put in front of what they hold
+    there. `packages` is another generation than the one in force, for the check of one not yet exchanged in.
+    """
+    place = packages if packages is not None else root.packages
+    names = {name: str(getattr(root, name)) for name in ("pip", "models", "deps")}
+    names |= {"root": str(root.path), "tmp": str(tmp), "build": str(build)}
+    caches = _KEPT_CACHES if keep_downloads else _EPHEMERAL_CACHES
+    result: dict[str, str | None] = {row.variable: row.value.format(**names) for row in (*TABLE, *caches)}
+    # The directory with sitecustomize stands behind those it must not shadow.
+    ahead = [app_path, str(place), str(root.site)]
+    result["PYTHONPATH"] = _prepend(ahead, inherited.get("PYTHONPATH", ""))
+    result["PATH"] = _prepend([str(place / "bin")], inherited.get("PATH", os.defpath))
+    if packages is not None:
+        result["PACKHORSE_PACKAGES"] = str(packages)
+    for row in UNSET:
+        if row.variable in inherited:
+            result[row.variable] = None
+    return result
+
+
+def environment(inherited: Mapping[str, str], changed: Mapping[str, str | None]) -> dict[str, str]:
+    """`inherited` with `changed` applied."""
+    merged = {**inherited, **changed}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def prepare(root: Root) -> None:
+    """Write what the environment refers to: the chained sitecustomize."""
+    target = root.site / "sitecustomize.py"
+    content = _SITECUSTOMIZE.encode()
+    try:
+        if target.read_bytes() == content:
+            return
+    except FileNotFoundError:
+        pass
+    atomic.write_file(target, content)
+
+
+def _prepend(ahead: list[str], behind: str) -> str:
+    """A path list of `ahead` and then `behind`, without repeating what nested invocations already added."""
+    rest = [part for part in behind.split(os.pathsep) if part and part not in ahead]
+    return os.pathsep.join([*(part for part in ahead if part), *rest])
