@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from packhorse.errors import NoSpaceError, PackhorseError
+from packhorse.progress import Progress, Silent
 
 _settings = {"json": False, "quiet": False, "verbose": False}
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,24 +131,6 @@ def _readable(name: object) -> str:
     )
 
 
-class Progress(Protocol):
-    """What a long operation reports to."""
-
-    def stage(self, name: str, total: int | None = None) -> None:
-        """A new stage begins: its name, and its size in bytes where that is known."""
-
-    def advance(self, count: int) -> None:
-        """`count` more bytes are done. Callable from any thread."""
-
-
-class _Silent:
-    def stage(self, name: str, total: int | None = None) -> None:
-        pass
-
-    def advance(self, count: int) -> None:
-        pass
-
-
 class _Lines:
     """One plain line every few seconds, for logs."""
 
@@ -178,7 +161,7 @@ class _Lines:
 def progress() -> Iterator[Progress]:
     """Bars on a terminal, plain lines on a pipe, nothing with -q."""
     if _settings["quiet"]:
-        yield _Silent()
+        yield Silent()
     elif not sys.stderr.isatty():
         yield _Lines()
     else:
