@@ -1,0 +1,1 @@
+"""Snapshots as documents and bytes: manifest, placement, frames, packs, index. Knows no network."""

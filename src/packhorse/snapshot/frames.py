@@ -1,0 +1,142 @@
+"""Frames: how bytes are cut, digested, compressed and proven. The unit of verification, dedup and range reads.
+
+Where to cut depends on paths, sizes and bytes alone, so that the same files give the same frames everywhere.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Union
+
+from blake3 import blake3
+
+from packhorse.errors import IntegrityError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MEBIBYTE = 1 << 20
+LARGE_FILE = MEBIBYTE
+"""Files of this size and more have frames of their own."""
+PIECE = 8 * MEBIBYTE
+"""Large files are cut into pieces of this size."""
+GROUP_LEAST, GROUP_MOST = MEBIBYTE, 4 * MEBIBYTE
+"""Small files share frames of about this size."""
+LARGEST_FRAME = 16 * MEBIBYTE
+LARGEST_STORED = LARGEST_FRAME + MEBIBYTE
+"""What a reader accepts: bounds its memory whatever a store sends."""
+LARGEST_DOCUMENT = 1 << 30
+DEFAULT_LEVEL = 3
+
+RAW, ZSTD = 0, 1
+"""Codecs: stored as it is; one zstd frame (RFC 8878)."""
+
+Bytes = Union[bytes, bytearray, memoryview]
+
+
+class Span(NamedTuple):
+    """A run of one file: the file's number in the caller's list, offset and length in bytes."""
+
+    file: int
+    offset: int
+    length: int
+
+
+def cut(files: Sequence[tuple[bytes, int]]) -> Iterator[list[Span]]:
+    """The frames of `files` (path, size), which are in the order of their paths: lists of spans.
+
+    A group of small files ends at the edge of a top-level directory (there a distribution ends) or where the
+    path says so (about one file in 64), so that one file more or less moves only the cuts beside it.
+    """
+    group: list[Span] = []
+    size = 0
+    top = b""
+    for number, (path, length) in enumerate(files):
+        if length >= LARGE_FILE:
+            for offset in range(0, length, PIECE):
+                yield [Span(number, offset, min(PIECE, length - offset))]
+            continue
+        if not length:
+            continue
+        own_top = path.partition(b"/")[0]
+        full = size + length > GROUP_MOST
+        if group and (full or (size >= GROUP_LEAST and (own_top != top or zlib.crc32(path) % 64 == 0))):
+            yield group
+            group, size = [], 0
+        group.append(Span(number, 0, length))
+        size += length
+        top = own_top
+    if group:
+        yield group
+
+
+def digest_of(content: Bytes) -> bytes:
+    """The BLAKE3 digest (32 bytes) of `content`."""
+    return blake3(content).digest()
+
+
+def group_digest(digests: Iterable[bytes]) -> bytes:
+    """One digest for a sequence of digests."""
+    return digest_of(b"".join(digests))
+
+
+def compress(raw: Bytes, level: int) -> tuple[int, bytes]:
+    """The codec and the stored bytes of a frame; what zstd cannot shrink is stored as it is."""
+    squeezed = zstd.compress(raw, level)
+    if len(squeezed) >= len(raw):
+        return RAW, bytes(raw)
+    return ZSTD, squeezed
+
+
+def decompress(stored: Bytes, codec: int, stored_digest: bytes, digest: bytes, length: int) -> Bytes:
+    """The raw bytes of a frame, proven by both digests; nothing unproven reaches the decompressor.
+
+    Raises IntegrityError.
+    """
+    if digest_of(stored) != stored_digest:
+        raise IntegrityError(
+            f"A frame of the snapshot is corrupt: its stored bytes do not have the digest {stored_digest.hex()[:12]}.",
+            "Pull again; if it stays, push this environment again from a machine that has it.",
+        )
+    if codec == RAW:
+        raw: Bytes = stored
+    elif codec == ZSTD:
+        try:
+            raw = zstd.ZstdDecompressor().decompress(stored, max_length=length + 1)
+        except zstd.ZstdError as error:
+            raise _wrong(digest) from error
+    else:
+        raise IntegrityError(
+            f"A frame is stored with the unknown codec {codec}.", "Install a newer packhorse."
+        )
+    if len(raw) != length or (digest_of(raw) if codec != RAW else stored_digest) != digest:
+        raise _wrong(digest)
+    return raw
+
+
+def _wrong(digest: bytes) -> IntegrityError:
+    return IntegrityError(
+        f"A frame of the snapshot is corrupt: its content does not have the digest {digest.hex()[:12]}.",
+        "Push this environment again from a machine that has it.",
+    )
+
+
+def compress_document(raw: bytes) -> bytes:
+    """A manifest or placement as one zstd frame."""
+    squeezed: bytes = zstd.compress(raw, 9)
+    return squeezed
+
+
+def decompress_document(stored: bytes) -> bytes:
+    """Back from `compress_document`; at most LARGEST_DOCUMENT bytes. Raises IntegrityError."""
+    try:
+        raw = zstd.ZstdDecompressor().decompress(stored, max_length=LARGEST_DOCUMENT)
+    except zstd.ZstdError as error:
+        raise IntegrityError(
+            "A document of the snapshot cannot be decompressed.", "The store's copy is corrupt: push again."
+        ) from error
+    return raw

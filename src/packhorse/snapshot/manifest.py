@@ -1,0 +1,276 @@
+"""The two documents of a snapshot: the manifest (what) and the placement (where), as bytes and back.
+
+Promises that a decoded manifest is safe to restore: relative paths, each below a directory of its own, pieces
+that cover their file and lie inside their frames. `docs/reference/format.md` describes both byte by byte.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TypeVar, Union
+
+import msgspec
+
+from packhorse.errors import IntegrityError
+from packhorse.snapshot.frames import (
+    LARGEST_FRAME,
+    LARGEST_STORED,
+    compress_document,
+    decompress_document,
+    digest_of,
+)
+
+FORMAT = 1
+MANIFEST_MAGIC = b"packhorse-manifest\n"
+PLACEMENT_MAGIC = b"packhorse-placement\n"
+
+
+class Directory(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="d"):
+    """A directory: path relative to the manifest's base, permission bits, mtime in nanoseconds."""
+
+    path: bytes
+    mode: int
+    mtime: int
+
+
+class File(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="f"):
+    """A regular file.
+
+    `digest` is the BLAKE3 of the content of a small file, and empty for a large one, whose frames hold
+    nothing else. `pieces` are triples (frame number, offset in the frame, length) in the order of the file.
+    """
+
+    path: bytes
+    mode: int
+    mtime: int
+    size: int
+    digest: bytes
+    pieces: tuple[int, ...]
+
+
+class Symlink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="l"):
+    """A symbolic link; its target is kept as it is and never followed."""
+
+    path: bytes
+    mtime: int
+    target: bytes
+
+
+class Hardlink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h"):
+    """Another name of the file entry `target`."""
+
+    path: bytes
+    target: bytes
+
+
+Entry = Union[Directory, File, Symlink, Hardlink]
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run of bytes: the BLAKE3 of the raw bytes and their number."""
+
+    digest: bytes
+    length: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot's `packages/` (kind "packages") or a part of its shared directories ("shared") hold.
+
+    Paths are relative to `packages/` or to the root. `soabi`, `platform` and `fingerprint` tell what made the
+    packages. A fold keeps for each entry the stamp of the manifest it came from: `stamps[stamped[i]]`.
+    """
+
+    format: int = FORMAT
+    kind: str
+    fingerprint: str = ""
+    soabi: str = ""
+    platform: str = ""
+    frames: tuple[Frame, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    stamps: tuple[str, ...] = ()
+    stamped: tuple[int, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """The sum of the file sizes."""
+        return sum(entry.size for entry in self.entries if isinstance(entry, File))
+
+    @property
+    def files(self) -> int:
+        """The number of entries that are no directories."""
+        return sum(not isinstance(entry, Directory) for entry in self.entries)
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a frame lies: number of the pack, offset and stored length there, codec, BLAKE3 of the stored bytes."""
+
+    pack: int
+    offset: int
+    length: int
+    codec: int
+    digest: bytes
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where each frame of one manifest lies; `frames` and `places` run in the manifest's order."""
+
+    format: int = FORMAT
+    manifest: bytes
+    packs: tuple[str, ...]
+    frames: tuple[Frame, ...]
+    places: tuple[Place, ...]
+
+
+_D = TypeVar("_D", Manifest, Placement)
+
+
+def encode(document: Manifest | Placement) -> tuple[str, bytes]:
+    """The hex digest of a document and the object that stores it: a magic line and the zstd of its msgpack."""
+    raw = msgspec.msgpack.encode(document)
+    magic = MANIFEST_MAGIC if isinstance(document, Manifest) else PLACEMENT_MAGIC
+    return digest_of(raw).hex(), magic + compress_document(raw)
+
+
+def decode_manifest(stored: bytes, digest: str) -> Manifest:
+    """The manifest whose digest is `digest`. Raises IntegrityError where the bytes are not that or not sane."""
+    raw = _raw(stored, MANIFEST_MAGIC)
+    if digest_of(raw).hex() != digest:
+        raise IntegrityError(
+            f"The manifest {digest[:12]} does not have the content that its name promises.",
+            "The store's copy is corrupt: restore it, or push this environment again.",
+        )
+    manifest = _decoded(raw, Manifest)
+    _check(manifest)
+    return manifest
+
+
+def decode_placement(stored: bytes, manifest: Manifest, digest: str) -> Placement:
+    """The placement of the manifest `digest`. Raises IntegrityError where it does not fit."""
+    placement = decode_any_placement(stored)
+    if placement.manifest.hex() != digest or placement.frames != manifest.frames:
+        raise IntegrityError(
+            f"A placement of manifest {digest[:12]} belongs to another one.",
+            "The store's copy is corrupt: push this environment again.",
+        )
+    return placement
+
+
+def decode_any_placement(stored: bytes) -> Placement:
+    """A placement by itself, checked for sane numbers only."""
+    placement = _decoded(_raw(stored, PLACEMENT_MAGIC), Placement)
+    count = len(placement.packs)
+    if len(placement.places) != len(placement.frames):
+        raise _malformed("a placement has not one place for each frame")
+    for place in placement.places:
+        if not (0 <= place.pack < count and place.offset >= 0 and 0 < place.length <= LARGEST_STORED):
+            raise _malformed("a placement names a place that cannot be")
+    for name in placement.packs:
+        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+            raise _malformed("a placement names a pack that cannot be")
+    return placement
+
+
+def _raw(stored: bytes, magic: bytes) -> bytes:
+    if not stored.startswith(magic):
+        raise _malformed("a document does not begin with its magic line")
+    return decompress_document(stored[len(magic) :])
+
+
+def _decoded(raw: bytes, kind: type[_D]) -> _D:
+    class _Version(msgspec.Struct):
+        format: int
+
+    try:
+        version = msgspec.msgpack.decode(raw, type=_Version).format
+        if version != FORMAT:
+            raise IntegrityError(
+                f"The snapshot is written in format {version}, which this packhorse does not know.",
+                "Install a newer packhorse.",
+            )
+        return msgspec.msgpack.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise _malformed(f"a document cannot be read ({error})") from error
+
+
+def _malformed(why: str) -> IntegrityError:
+    return IntegrityError(
+        f"The snapshot is malformed: {why}.", "The store's copy is corrupt: push this environment again."
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuse what a well-meaning writer never writes; a manifest may come from a hostile store."""
+    if manifest.kind not in ("packages", "shared"):
+        raise _malformed("a manifest is of an unknown kind")
+    lengths = [frame.length for frame in manifest.frames]
+    if any(
+        not 0 < length <= LARGEST_FRAME or len(f.digest) != 32 for f, length in zip(manifest.frames, lengths)
+    ):
+        raise _malformed("a frame has an impossible length")
+    if manifest.stamps and (
+        len(manifest.stamped) != len(manifest.entries)
+        or any(not 0 <= number < len(manifest.stamps) for number in manifest.stamped)
+    ):
+        raise _malformed("a fold does not say where its entries come from")
+    directories = {b""}
+    files: set[bytes] = set()
+    previous = b""
+    for entry in manifest.entries:
+        path = entry.path
+        if path <= previous:
+            raise _malformed("the paths are not in order")
+        previous = path
+        parent, _, name = path.rpartition(b"/")
+        if name in (b"", b".", b"..") or b"\0" in path or parent not in directories:
+            raise _malformed("a path leads outside or through something that is no directory")
+        if isinstance(entry, Directory):
+            directories.add(path)
+        elif isinstance(entry, File):
+            files.add(path)
+            _check_pieces(entry, lengths)
+        elif isinstance(entry, Hardlink):
+            if entry.target not in files:
+                raise _malformed("a hard link points to no earlier file")
+        elif b"\0" in entry.target or not entry.target:
+            raise _malformed("a symbolic link has an impossible target")
+        if not isinstance(entry, Hardlink) and not -(1 << 63) <= entry.mtime < 1 << 63:
+            raise _malformed("a time is out of range")
+
+
+def _check_pieces(file: File, lengths: Sequence[int]) -> None:
+    if len(file.pieces) % 3 or len(file.digest) not in (0, 32):
+        raise _malformed("a file's pieces cannot be read")
+    covered = 0
+    for frame, offset, length in triples(file.pieces):
+        if not (0 <= frame < len(lengths) and 0 <= offset and 0 < length <= lengths[frame] - offset):
+            raise _malformed("a piece lies outside its frame")
+        covered += length
+    if covered != file.size:
+        raise _malformed("the pieces of a file are not as long as the file")
+
+
+def triples(pieces: tuple[int, ...]) -> zip[tuple[int, int, int]]:
+    """`pieces` three by three: frame number, offset in the frame, length."""
+    numbers = iter(pieces)
+    return zip(numbers, numbers, numbers)
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A piece seen from its frame: which file, where in the file, where in the frame, how long."""
+
+    file: File
+    file_offset: int
+    frame_offset: int
+    length: int
+
+
+def members(manifest: Manifest) -> list[list[Member]]:
+    """For each frame the pieces that lie in it, in the order of the entries."""
+    result: list[list[Member]] = [[] for _ in manifest.frames]
+    for entry in manifest.entries:
+        if isinstance(entry, File):
+            starts = itertools.accumulate((length for _, _, length in triples(entry.pieces)), initial=0)
+            for (frame, offset, length), start in zip(triples(entry.pieces), starts):
+                result[frame].append(Member(entry, start, offset, length))
+    return result

@@ -1,0 +1,340 @@
+"""Files → frames → packs: reads a scanned tree and hands what the store lacks to a sink, pack by pack.
+
+Promises bounded memory whatever the size, entries in the order of their paths, and that a file which changed
+while it was read, or was not read in time, is named and left out. Knows no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from packhorse.progress import Progress
+from packhorse.snapshot import frames
+from packhorse.snapshot.frames import LARGE_FILE, Span
+from packhorse.snapshot.index import Index
+from packhorse.snapshot.manifest import (
+    Directory,
+    Entry,
+    File,
+    Frame,
+    Hardlink,
+    Manifest,
+    Place,
+    Placement,
+    Symlink,
+    members,
+    triples,
+)
+from packhorse.snapshot.scan import Found, signature_of
+
+PACK = 64 << 20
+"""A pack is closed when it holds this many bytes."""
+
+
+class Placed(NamedTuple):
+    """Where a frame lies in the store."""
+
+    pack: str
+    offset: int
+    length: int
+    codec: int
+    digest: bytes
+
+
+@dataclass
+class Written:
+    """What became of a tree."""
+
+    entries: list[Entry] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    placed: dict[bytes, Placed] = field(default_factory=dict)
+    """For every frame, by its digest."""
+    changed: list[bytes] = field(default_factory=list)
+    """Paths of files that changed while they were read; not among the entries."""
+    unfinished: list[bytes] = field(default_factory=list)
+    """Paths of files that the deadline left out; not among the entries."""
+    stored_bytes: int = 0
+    """Bytes handed to the sink."""
+
+
+class _Job(NamedTuple):
+    digest: bytes
+    length: int
+    members: list[bytes]
+    codec: int
+    stored: bytes | None
+    stored_digest: bytes
+    changed: set[int]
+
+
+def content_of(file: File, manifest_frames: Sequence[Frame]) -> bytes:
+    """What a file contains, as the index keeps it: its digest, or the digests of its frames if it is large."""
+    if file.size < LARGE_FILE:
+        return file.digest
+    return b"".join(manifest_frames[frame].digest for frame, _, _ in triples(file.pieces))
+
+
+def content_on_disk(path: bytes, size: int) -> bytes:
+    """The same for a file on disk that should have `size` bytes. Raises OSError where it cannot be read."""
+    if size < LARGE_FILE:
+        with open(path, "rb") as file:
+            return frames.digest_of(file.read(LARGE_FILE))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(
+            frames.digest_of(os.pread(descriptor, span.length, span.offset))
+            for [span] in frames.cut([(path, size)])
+        )
+    finally:
+        os.close(descriptor)
+
+
+def groups_of(manifest: Manifest) -> dict[bytes, bytes]:
+    """For the frames of small files: the digest over the members' digests → the frame's digest."""
+    return {
+        frames.group_digest(member.file.digest for member in inside): frame.digest
+        for frame, inside in zip(manifest.frames, members(manifest))
+        if inside and inside[0].file.digest
+    }
+
+
+class _Packer:
+    """Gathers stored frames into packs and hands full packs to the sink."""
+
+    def __init__(self, sink: Callable[[str, bytes], None], written: Written) -> None:
+        self._sink = sink
+        self._written = written
+        self._waiting: list[tuple[bytes, int, bytes, bytes]] = []
+        self._size = 0
+
+    def add(self, digest: bytes, codec: int, stored: bytes, stored_digest: bytes) -> None:
+        self._waiting.append((digest, codec, stored, stored_digest))
+        self._size += len(stored)
+        if self._size >= PACK:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        name = frames.group_digest(item[3] for item in self._waiting).hex()
+        offset = 0
+        for digest, codec, stored, stored_digest in self._waiting:
+            self._written.placed[digest] = Placed(name, offset, len(stored), codec, stored_digest)
+            offset += len(stored)
+        content = b"".join(item[2] for item in self._waiting)
+        self._waiting.clear()
+        self._size = 0
+        self._written.stored_bytes += len(content)
+        self._sink(name, content)
+
+
+def write(
+    base: bytes,
+    found: Sequence[Found],
+    sink: Callable[[str, bytes], None],
+    *,
+    index: Index,
+    index_prefix: bytes,
+    existing: Mapping[bytes, Placed],
+    groups: Mapping[bytes, bytes],
+    progress: Progress,
+    level: int = frames.DEFAULT_LEVEL,
+    threads: int = 2,
+    deadline: float | None = None,
+) -> Written:
+    """Read `found` below `base` and hand `sink` the packs (name, content) of frames not in `existing`.
+
+    Files that the index vouches for are not read when their frames are known: `groups` tells the frame of a
+    group of small files (`groups_of` an earlier manifest). Content digests go into the index under
+    `index_prefix`. After `deadline` (time.monotonic) no further frame is begun. Raises what `sink` raises.
+    """
+    written = Written()
+    packer = _Packer(sink, written)
+    names: dict[tuple[int, int], bytes] = {}
+    links: dict[bytes, bytes] = {}
+    files: list[Found] = []
+    for item in found:
+        if item.kind != "file":
+            continue
+        if item.links > 1:
+            first = names.setdefault((item.signature.device, item.signature.inode), item.path)
+            if first != item.path:
+                links[item.path] = first
+                continue
+        files.append(item)
+
+    numbers: dict[bytes, int] = {}
+    pieces: list[list[int]] = [[] for _ in files]
+    digests: list[list[bytes]] = [[] for _ in files]
+    trusted = [index.digests(index_prefix + item.path, item.signature) for item in files]
+    changed: set[int] = set()
+    packed: set[bytes] = set()
+
+    def account(spans: Sequence[Span], digest: bytes, length: int, member_digests: Sequence[bytes]) -> None:
+        number = numbers.setdefault(digest, len(numbers))
+        if number == len(written.frames):
+            written.frames.append(Frame(digest, length))
+        offset = 0
+        for span, member in zip(spans, member_digests):
+            pieces[span.file].extend((number, offset, span.length))
+            digests[span.file].append(member)
+            offset += span.length
+        progress.advance(length)
+
+    def collect(spans: Sequence[Span], job: _Job) -> None:
+        changed.update(job.changed)
+        if job.stored is not None and job.digest not in packed:
+            packed.add(job.digest)
+            packer.add(job.digest, job.codec, job.stored, job.stored_digest)
+        account(spans, job.digest, job.length, job.members)
+
+    def vouched(spans: Sequence[Span]) -> tuple[bytes, list[bytes]] | None:
+        """The frame's digest and its members', if the index and the store make reading needless."""
+        known = [trusted[span.file] for span in spans]
+        if not all(known):
+            return None
+        if files[spans[0].file].signature.size >= LARGE_FILE:
+            [whole], number = known, spans[0].offset // frames.PIECE
+            assert whole is not None
+            digest: bytes | None = whole[32 * number : 32 * number + 32]
+            members_known = [digest or b""]
+        else:
+            members_known = [member for member in known if member]
+            digest = groups.get(frames.group_digest(members_known))
+        return (digest, members_known) if digest in existing and digest else None
+
+    def read(spans: Sequence[Span]) -> _Job:
+        parts: list[bytes] = []
+        torn: set[int] = set()
+        for span in spans:
+            part = b""
+            with contextlib.suppress(OSError):
+                part = _read_span(base, files[span.file], span)
+            if len(part) != span.length:
+                torn.add(span.file)
+                part = part.ljust(span.length, b"\0")[: span.length]
+            parts.append(part)
+        raw = parts[0] if len(parts) == 1 else b"".join(parts)
+        digest = frames.digest_of(raw)
+        if len(spans) == 1:
+            member_digests = [digest]
+        else:
+            member_digests = [frames.digest_of(part) for part in parts]
+        if digest in existing:
+            return _Job(digest, len(raw), member_digests, 0, None, b"", torn)
+        codec, stored = frames.compress(raw, level)
+        stored_digest = digest if codec == frames.RAW else frames.digest_of(stored)
+        return _Job(digest, len(raw), member_digests, codec, stored, stored_digest, torn)
+
+    begun: set[int] = set()
+    late: set[int] = set()
+    with ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool:
+        jobs: deque[tuple[list[Span], Future[_Job]]] = deque()
+        for spans in frames.cut([(item.path, item.signature.size) for item in files]):
+            if deadline is not None and time.monotonic() >= deadline:
+                late.update(span.file for span in spans)
+                continue
+            begun.update(span.file for span in spans)
+            ready = vouched(spans)
+            if ready is not None:
+                # In order behind the jobs before it: frames are numbered as the files come.
+                _drain(jobs, collect)
+                account(spans, ready[0], sum(span.length for span in spans), ready[1])
+                continue
+            jobs.append((spans, pool.submit(read, spans)))
+            if len(jobs) > threads + 1:
+                collect(*_done(jobs.popleft()))
+        _drain(jobs, collect)
+    packer.flush()
+
+    for frame in written.frames:
+        if frame.digest not in written.placed:
+            written.placed[frame.digest] = existing[frame.digest]
+    written.changed = sorted(files[number].path for number in changed)
+    written.unfinished = sorted(files[number].path for number in late - changed)
+    left_out = changed | late
+    seen = time.time_ns()
+    contents: dict[bytes, File] = {}
+    for number, item in enumerate(files):
+        if number in left_out:
+            continue
+        large = item.signature.size >= LARGE_FILE
+        content = b"".join(digests[number]) or frames.digest_of(b"")
+        entry = File(
+            item.path, item.mode, item.signature.mtime, item.signature.size,
+            b"" if large else content, tuple(pieces[number]),
+        )  # fmt: skip
+        contents[item.path] = entry
+        if trusted[number] is None:
+            index.add(index_prefix + item.path, item.signature, content, seen=seen)
+    written.entries = list(_entries(found, base, contents, links))
+    return written
+
+
+def _done(job: tuple[list[Span], Future[_Job]]) -> tuple[list[Span], _Job]:
+    return job[0], job[1].result()
+
+
+def _drain(jobs: deque[tuple[list[Span], Future[_Job]]], collect: Callable[[list[Span], _Job], None]) -> None:
+    while jobs:
+        collect(*_done(jobs.popleft()))
+
+
+def _read_span(base: bytes, item: Found, span: Span) -> bytes:
+    """The bytes of a span, or fewer where the file is no longer the one that was scanned."""
+    descriptor = os.open(os.path.join(base, item.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        part = os.pread(descriptor, span.length, span.offset)
+        return part if signature_of(os.fstat(descriptor)) == item.signature else b""
+    finally:
+        os.close(descriptor)
+
+
+def _entries(
+    found: Iterable[Found], base: bytes, contents: Mapping[bytes, File], links: Mapping[bytes, bytes]
+) -> Iterable[Entry]:
+    for item in found:
+        if item.kind == "directory":
+            yield Directory(item.path, item.mode, item.signature.mtime)
+        elif item.kind == "symlink":
+            with contextlib.suppress(OSError):
+                yield Symlink(item.path, item.signature.mtime, os.readlink(os.path.join(base, item.path)))
+        elif item.path in contents:
+            yield contents[item.path]
+        elif links.get(item.path) in contents:
+            yield Hardlink(item.path, links[item.path])
+
+
+def placement_of(
+    manifest_digest: str, manifest_frames: Sequence[Frame], placed: Mapping[bytes, Placed]
+) -> Placement:
+    """The placement of a manifest's frames."""
+    packs: dict[str, int] = {}
+    places = []
+    for frame in manifest_frames:
+        at = placed[frame.digest]
+        number = packs.setdefault(at.pack, len(packs))
+        places.append(Place(number, at.offset, at.length, at.codec, at.digest))
+    return Placement(
+        manifest=bytes.fromhex(manifest_digest),
+        packs=tuple(packs),
+        frames=tuple(manifest_frames),
+        places=tuple(places),
+    )
+
+
+def placed_by(placement: Placement) -> dict[bytes, Placed]:
+    """The frames of a placement by their digests."""
+    return {
+        frame.digest: Placed(
+            placement.packs[place.pack], place.offset, place.length, place.codec, place.digest
+        )
+        for frame, place in zip(placement.frames, placement.places)
+    }
