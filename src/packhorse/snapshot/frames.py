@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple, TypeAlias
 
 from blake3 import blake3
 
@@ -35,7 +35,7 @@ DEFAULT_LEVEL = 3
 RAW, ZSTD = 0, 1
 """Codecs: stored as it is; one zstd frame (RFC 8878)."""
 
-Bytes = Union[bytes, bytearray, memoryview]
+Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 class Span(NamedTuple):
@@ -86,7 +86,7 @@ def group_digest(digests: Iterable[bytes]) -> bytes:
 
 def compress(raw: Bytes, level: int) -> tuple[int, bytes]:
     """The codec and the stored bytes of a frame; what zstd cannot shrink is stored as it is."""
-    squeezed = zstd.compress(raw, level)
+    squeezed: bytes = zstd.compress(raw, level)
     if len(squeezed) >= len(raw):
         return RAW, bytes(raw)
     return ZSTD, squeezed
@@ -134,7 +134,7 @@ def compress_document(raw: bytes) -> bytes:
 def decompress_document(stored: bytes) -> bytes:
     """Back from `compress_document`; at most LARGEST_DOCUMENT bytes. Raises IntegrityError."""
     try:
-        raw = zstd.ZstdDecompressor().decompress(stored, max_length=LARGEST_DOCUMENT)
+        raw: bytes = zstd.ZstdDecompressor().decompress(stored, max_length=LARGEST_DOCUMENT)
     except zstd.ZstdError as error:
         raise IntegrityError(
             "A document of the snapshot cannot be decompressed.", "The store's copy is corrupt: push again."

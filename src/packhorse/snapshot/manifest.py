@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeVar, Union
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -64,7 +64,7 @@ class Hardlink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h"):
     target: bytes
 
 
-Entry = Union[Directory, File, Symlink, Hardlink]
+Entry: TypeAlias = Directory | File | Symlink | Hardlink
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -243,7 +243,7 @@ def _check_pieces(file: File, lengths: Sequence[int]) -> None:
         raise _malformed("a file's pieces cannot be read")
     covered = 0
     for frame, offset, length in triples(file.pieces):
-        if not (0 <= frame < len(lengths) and 0 <= offset and 0 < length <= lengths[frame] - offset):
+        if not (0 <= frame < len(lengths) and offset >= 0 and 0 < length <= lengths[frame] - offset):
             raise _malformed("a piece lies outside its frame")
         covered += length
     if covered != file.size:

@@ -223,10 +223,7 @@ def write(
             parts.append(part)
         raw = parts[0] if len(parts) == 1 else b"".join(parts)
         digest = frames.digest_of(raw)
-        if len(spans) == 1:
-            member_digests = [digest]
-        else:
-            member_digests = [frames.digest_of(part) for part in parts]
+        member_digests = [digest] if len(spans) == 1 else [frames.digest_of(part) for part in parts]
         if digest in existing:
             return _Job(digest, len(raw), member_digests, 0, None, b"", torn)
         codec, stored = frames.compress(raw, level)

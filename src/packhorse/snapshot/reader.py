@@ -1,0 +1,234 @@
+"""Frames → files: rebuilds a tree in a private directory, resumable after a kill at any moment.
+
+Promises that `finish` returns only when every wanted entry is there with its bytes, mode and times. The bytes
+come already proven (frames.decompress). Knows no network, and nothing of where the tree goes afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import msgspec
+
+from packhorse import atomic
+from packhorse.root import boot_id
+from packhorse.snapshot import frames
+from packhorse.snapshot.manifest import Directory, Entry, File, Hardlink, Manifest, Symlink, members
+from packhorse.snapshot.scan import Signature, signature_of
+
+_ZEROS = bytes(frames.PIECE)
+
+
+class _Header(msgspec.Struct):
+    manifest: str
+    fetched: str
+    boot: str
+
+
+class Tree:
+    """One manifest, or the `wanted` paths of it, on its way into the directory `base`.
+
+    `base` is private to this process: nobody else creates or follows anything in it. `kept` are paths that lie
+    unchanged elsewhere: path → absolute path on the same disk, hard-linked instead of fetched.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        manifest: Manifest,
+        digest: str,
+        *,
+        wanted: Collection[bytes] | None = None,
+        kept: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.kept = kept or {}
+        self._base = os.fsencode(base)
+        self._digest = digest
+        self._journal = base.with_name(base.name + ".journal")
+        self.entries: list[Entry] = [
+            entry for entry in manifest.entries if wanted is None or entry.path in wanted
+        ]
+        fetched = {entry.path for entry in self.entries if isinstance(entry, File)} - self.kept.keys()
+        self._members = [[m for m in inside if m.file.path in fetched] for inside in members(manifest)]
+        self._files = [entry for entry in self.entries if isinstance(entry, File) and entry.path in fetched]
+        self._fetched = frames.digest_of(b"\0".join(sorted(fetched))).hex()
+        self._lock = threading.Lock()
+        self._log = -1
+        self.signatures: dict[bytes, Signature] = {}
+        """The signature of each file written in this process."""
+
+    @property
+    def new_bytes(self) -> int:
+        """The bytes that the tree will take on disk beyond what is linked."""
+        return sum(file.size for file in self._files)
+
+    def prepare(self) -> list[int]:
+        """Create directories, large files at their size and empty files; returns the frames still to bring.
+
+        What an earlier, killed attempt brought counts when it was of this boot, and is read and proven when
+        it was of another. A leftover of anything else is removed.
+        """
+        done = self._resume()
+        if done is None:
+            atomic.remove_tree(Path(os.fsdecode(self._base)))
+            os.makedirs(self._base, mode=0o700)
+            for entry in self.entries:
+                if isinstance(entry, Directory):
+                    self._make_parents(entry.path)
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(self._at(entry.path), 0o700)
+            self._start_journal()
+            done = set()
+        else:
+            for entry in self.entries:
+                if isinstance(entry, Directory):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.chmod(self._at(entry.path), 0o700)
+        for path, source in self.kept.items():
+            self._make_parents(path)
+            with contextlib.suppress(FileExistsError):
+                os.link(source, self._at(path), follow_symlinks=False)
+        for file in self._files:
+            if not file.size or file.size >= frames.LARGE_FILE:
+                self._make_parents(file.path)
+                descriptor = self._open(file.path, 0)
+                os.ftruncate(descriptor, file.size)
+                if not file.size:
+                    self._settle(descriptor, file)
+                os.close(descriptor)
+        self._log = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        return [number for number, inside in enumerate(self._members) if inside and number not in done]
+
+    def put(self, number: int, raw: frames.Bytes) -> None:
+        """Write what the frame `number` holds for this tree. Callable from several threads."""
+        view = memoryview(raw)
+        for member in self._members[number]:
+            part = view[member.frame_offset : member.frame_offset + member.length]
+            whole = member.length == member.file.size
+            descriptor = self._open(member.file.path, os.O_TRUNC if whole else 0)
+            try:
+                if whole and member.file.size >= frames.LARGE_FILE:
+                    os.ftruncate(descriptor, member.file.size)
+                _write(descriptor, part, member.file_offset)
+                if whole:
+                    self._settle(descriptor, member.file)
+            finally:
+                os.close(descriptor)
+        with self._lock:
+            os.write(self._log, number.to_bytes(4, "little"))
+
+    def finish(self, elsewhere: Callable[[bytes], bytes] | None = None) -> None:
+        """Give large files, links and directories what can only be given at the end.
+
+        `elsewhere` tells where the target of a hard link lies that is not part of this tree.
+        """
+        os.close(self._log)
+        for file in self._files:
+            if file.size >= frames.LARGE_FILE:
+                descriptor = self._open(file.path, 0)
+                self._settle(descriptor, file)
+                os.close(descriptor)
+        own = {entry.path for entry in self.entries}
+        for entry in self.entries:
+            if isinstance(entry, (Symlink, Hardlink)):
+                self._make_parents(entry.path)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._at(entry.path))
+            if isinstance(entry, Symlink):
+                os.symlink(entry.target, self._at(entry.path))
+                os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime), follow_symlinks=False)
+            elif isinstance(entry, Hardlink):
+                outside = elsewhere is not None and entry.target not in own
+                source = elsewhere(entry.target) if outside and elsewhere else self._at(entry.target)
+                os.link(source, self._at(entry.path), follow_symlinks=False)
+        for entry in reversed(self.entries):
+            if isinstance(entry, Directory):
+                os.chmod(self._at(entry.path), entry.mode)
+                os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
+        for entry in self.entries:  # links made above changed the ctime of their targets
+            if isinstance(entry, File):
+                self.signatures[entry.path] = signature_of(os.lstat(self._at(entry.path)))
+        self._journal.unlink()
+
+    def path(self, path: bytes) -> bytes:
+        """Where `path` lies now."""
+        return self._at(path)
+
+    # --- resuming ---
+
+    def _start_journal(self) -> None:
+        header = msgspec.json.encode(_Header(self._digest, self._fetched, boot_id())) + b"\n"
+        atomic.write_file(self._journal, header)
+
+    def _resume(self) -> set[int] | None:
+        """The frames that an earlier attempt brought, or None where there is nothing to go on from."""
+        try:
+            head, _, body = self._journal.read_bytes().partition(b"\n")
+            header = msgspec.json.decode(head, type=_Header)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        if (header.manifest, header.fetched) != (self._digest, self._fetched) or not os.path.isdir(
+            self._base
+        ):
+            return None
+        count = len(body) // 4
+        done = {int.from_bytes(body[4 * i : 4 * i + 4], "little") for i in range(count)}
+        done = {number for number in done if number < len(self._members)}
+        if header.boot != boot_id():
+            done = {number for number in done if self._proven(number)}
+            self._start_journal()
+            with open(self._journal, "ab") as journal:
+                journal.write(b"".join(number.to_bytes(4, "little") for number in sorted(done)))
+        return done
+
+    def _proven(self, number: int) -> bool:
+        """Whether the files hold, on disk, all bytes of a frame. A frame only partly wanted is not."""
+        frame = self.manifest.frames[number]
+        raw = bytearray(frame.length)
+        for member in self._members[number]:
+            try:
+                with open(self._at(member.file.path), "rb") as file:
+                    file.seek(member.file_offset)
+                    raw[member.frame_offset : member.frame_offset + member.length] = file.read(member.length)
+            except OSError:
+                return False
+        return len(raw) == frame.length and frames.digest_of(raw) == frame.digest
+
+    # --- files ---
+
+    def _at(self, path: bytes) -> bytes:
+        return os.path.join(self._base, path)
+
+    def _make_parents(self, path: bytes) -> None:
+        parent = os.path.dirname(self._at(path))
+        if not os.path.isdir(parent):
+            os.makedirs(parent, 0o700, exist_ok=True)
+
+    def _open(self, path: bytes, flags: int) -> int:
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(self._at(path), flags, 0o600)
+        except PermissionError:  # a read-only file that a killed attempt had already settled
+            os.chmod(self._at(path), 0o600)
+            return os.open(self._at(path), flags, 0o600)
+        except FileNotFoundError:
+            self._make_parents(path)
+            return os.open(self._at(path), flags, 0o600)
+
+    def _settle(self, descriptor: int, file: File) -> None:
+        os.fchmod(descriptor, file.mode)
+        os.utime(descriptor, ns=(file.mtime, file.mtime))
+
+
+def _write(descriptor: int, part: memoryview, offset: int) -> None:
+    if len(part) == len(_ZEROS) and part == _ZEROS:
+        return  # the file has its size: a hole reads as zeros
+    while part:
+        count = os.pwrite(descriptor, part, offset)
+        part = part[count:]
+        offset += count

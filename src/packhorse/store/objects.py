@@ -1,0 +1,204 @@
+"""Objects behind a URL: put, get, ranges, list, times; every failure as one of our errors.
+
+The one module that talks to obstore. A process that imported it must never fork without exec: the runtime
+of obstore does not survive that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import obstore
+from obstore import exceptions
+from obstore.store import from_url
+
+from packhorse.config import Storage
+from packhorse.errors import StorageError
+from packhorse.store import credentials
+
+_CHUNK = 4 << 20
+
+
+class Listed(NamedTuple):
+    """One object of a listing; `modified` is the store's time in milliseconds since the epoch."""
+
+    key: str
+    size: int
+    modified: int
+
+
+class NotFoundError(StorageError):
+    """There is no object with this key."""
+
+
+class Store:
+    """The objects below the URL of a configuration. Safe to use from several threads."""
+
+    def __init__(self, storage: Storage, environ: Mapping[str, str]) -> None:
+        """Prepare access; nothing is sent yet. Raises StorageError where no credentials can be found."""
+        self.url = storage.url
+        self._ranges = True
+        options = credentials.options(storage, environ)
+        try:
+            if urlsplit(storage.url).scheme == "file":
+                self._objects: Any = from_url(storage.url, mkdir=True)
+            else:
+                self._objects = from_url(
+                    storage.url,
+                    config=options.config,
+                    client_options=options.client,
+                    retry_config={
+                        "max_retries": 6,
+                        "retry_timeout": timedelta(seconds=180),
+                        "backoff": {
+                            "init_backoff": timedelta(milliseconds=200),
+                            "max_backoff": timedelta(seconds=8),
+                        },
+                    },
+                )
+        except (exceptions.BaseError, ValueError, OSError) as error:
+            raise StorageError(
+                f"The store {self.url} cannot be opened: {_reason(error)}.", _REMEDY
+            ) from error
+
+    def put(self, key: str, content: bytes) -> None:
+        """Create the object `key`. Raises StorageError."""
+        with _told(self.url, key):
+            obstore.put(self._objects, key, content, use_multipart=False)
+
+    def get(self, key: str) -> bytes:
+        """The content of an object. Raises NotFoundError, StorageError."""
+        with _told(self.url, key):
+            return bytes(obstore.get(self._objects, key).bytes())
+
+    def get_many(self, keys: Sequence[str]) -> list[bytes]:
+        """The contents of several objects, fetched at the same time."""
+        if len(keys) < 2:
+            return [self.get(key) for key in keys]
+        with ThreadPoolExecutor(min(len(keys), 8)) as pool:
+            return list(pool.map(self.get, keys))
+
+    def ranges(self, key: str, wanted: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
+        """For each (offset, length) of `wanted`, which ascend, the bytes there.
+
+        One request from the first to the last. Where the store ignores ranges the object is streamed from its
+        beginning and cut here; what is not wanted is let go as it passes.
+        """
+        start, end = wanted[0][0], wanted[-1][0] + wanted[-1][1]
+        if self._ranges:
+            with _told(self.url, key):
+                try:
+                    view = memoryview(obstore.get_range(self._objects, key, start=start, end=end))
+                except exceptions.GenericError as error:
+                    if "NotPartial" not in repr(error) and "partial" not in str(error):
+                        raise
+                    self._ranges = False
+                else:
+                    if len(view) != end - start:
+                        raise StorageError(
+                            f"The store {self.url} sent {len(view)} bytes of {key} where {end - start} were asked for.",
+                            "The object is cut short: push this environment again.",
+                        )
+                    for offset, length in wanted:
+                        yield view[offset - start : offset - start + length]
+                    return
+        yield from self._streamed(key, wanted)
+
+    def _streamed(self, key: str, wanted: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
+        held = bytearray()
+        position = 0  # of the first byte held
+        pending = list(wanted)
+        with _told(self.url, key):
+            for chunk in obstore.get(self._objects, key).stream(min_chunk_size=_CHUNK):
+                held += memoryview(chunk)
+                while pending and position + len(held) >= sum(pending[0]):
+                    offset, length = pending.pop(0)
+                    yield memoryview(bytes(held[offset - position : offset - position + length]))
+                    del held[: offset - position + length]
+                    position = offset + length
+                if not pending:
+                    return
+                surplus = min(pending[0][0] - position, len(held))
+                if surplus > 0:
+                    del held[:surplus]
+                    position += surplus
+        raise StorageError(
+            f"The object {key} of {self.url} is shorter than it should be.", "Push this environment again."
+        )
+
+    def list(self, prefix: str) -> list[Listed]:
+        """Every object below `prefix` (a directory), by key. Raises StorageError."""
+        found = []
+        with _told(self.url, prefix):
+            for page in obstore.list(self._objects, prefix, chunk_size=1000):
+                found += [
+                    Listed(
+                        str(item["path"]), int(item["size"]), int(item["last_modified"].timestamp() * 1000)
+                    )
+                    for item in page
+                ]
+        return sorted(found)
+
+    def modified(self, key: str) -> int:
+        """The store's time of an object, in milliseconds since the epoch."""
+        with _told(self.url, key):
+            return int(obstore.head(self._objects, key)["last_modified"].timestamp() * 1000)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; what is not there is no error."""
+        if keys:
+            with _told(self.url, keys[0]):
+                obstore.delete(self._objects, list(keys))
+
+
+_REMEDY = "Check storage.url, storage.endpoint and the credentials (packhorse status shows what is used)."
+
+
+class _told:  # noqa: N801 - reads as a verb
+    """Turns what obstore raises into our errors, without the request's headers and secrets."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url, self._key = url, key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
+            if "NoSuchBucket" in str(error):
+                raise StorageError(
+                    f"The bucket of {self._url} does not exist.", "Create it, or correct storage.url."
+                ) from error
+            raise NotFoundError(
+                f"There is no object {self._key} in {self._url}.", "Check storage.url."
+            ) from error
+        if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
+            raise StorageError(
+                f"The store {self._url} refuses the credentials: {_reason(error)}.",
+                "Check the key and what it may do (list, read and write are needed).",
+            ) from error
+        if isinstance(error, exceptions.BaseError):
+            raise StorageError(f"The store {self._url} cannot be used: {_reason(error)}.", _REMEDY) from error
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            if error.errno is None:
+                raise StorageError(
+                    f"The store {self._url} cannot be reached: {_reason(error)}.", _REMEDY
+                ) from error
+            raise error
+
+
+def _reason(error: BaseException) -> str:
+    """The heart of an obstore message: the first line without debug output, signatures and query strings."""
+    text = str(error).split("\n\nDebug source:")[0].strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    code = re.search(r"<Code>(\w+)</Code>", str(error))
+    line = re.sub(r"\?\S*", "", line)
+    line = re.sub(r"(?i)(signature|credential|secret|token|authorization)\S*\s*[:=]\s*\S+", r"\1=...", line)
+    if code and code.group(1) not in line:
+        line = f"{line} ({code.group(1)})"
+    return line.rstrip(".")[:300]
