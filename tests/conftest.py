@@ -1,0 +1,107 @@
+"""What the tests share: real object stores, and the real command line in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests import servers, small_os_disk
+from tests.servers import S3Server
+
+# What a network needs that is not reached directly: certificates and proxies.
+_NETWORK = (
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need namespaces fail in CI where they cannot run, and are skipped elsewhere."""
+    if item.get_closest_marker("namespaces") is None or not (reason := small_os_disk.refusal()):
+        return
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """A store that keeps all that S3 promises."""
+    with servers.seaweedfs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_s3() -> Iterator[S3Server]:
+    """A store that ignores conditional writes and ranges."""
+    with servers.rclone_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def root_path(tmp_path: Path) -> Path:
+    """Where a test's root can be created."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """The whole environment of the commands of one test.
+
+    Nothing of packhorse or of a cloud leaks in. pip's own settings, certificates and proxies stay, and so does
+    PATH, behind the interpreter that runs the tests: it is the workers' python3 too.
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    search = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or name in _NETWORK}
+    for user_file in (".config/pip/pip.conf", ".pip/pip.conf"):  # found by HOME, which is another one here
+        if (path := Path.home() / user_file).is_file():
+            kept.setdefault("PIP_CONFIG_FILE", str(path))
+    return {**kept, "HOME": str(home), "PATH": search, "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True)
+class Packhorse:
+    """Runs the real command line and hands back what it printed and how it ended."""
+
+    environ: Mapping[str, str]
+    directory: Path
+
+    def __call__(
+        self,
+        *arguments: str | os.PathLike[str],
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: str = "",
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """`packhorse *arguments` in `cwd`, or else the test's directory, with `env` on top of `environ`."""
+        return subprocess.run(
+            [*self.command, *arguments],
+            cwd=cwd or self.directory,
+            env={**self.environ, **(env or {})},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=timeout,
+            check=False,
+        )
+
+    @property
+    def command(self) -> list[str]:
+        """The words before the arguments, for a test that starts it by itself."""
+        return [sys.executable, "-m", "packhorse"]
+
+
+@pytest.fixture
+def packhorse(environ: dict[str, str], tmp_path: Path) -> Packhorse:
+    """The command line, in the test's directory and environment."""
+    return Packhorse(environ, tmp_path)
