@@ -84,7 +84,12 @@ def enter(size: int, big_disk: str, scratch: str) -> None:
             os.mkdir(upper)
             os.mkdir(work)
             shutil.copymode(point, upper)
-            _mount("overlay", target, "overlay", f"lowerdir={point},upperdir={upper},workdir={work}")
+            try:
+                _mount("overlay", target, "overlay", f"lowerdir={point},upperdir={upper},workdir={work}")
+            except OSError:  # vfat and the like cannot lie under an overlay
+                if point == "/":
+                    raise
+                _mount(point, target, flags=MS_BIND)
         elif os.path.isfile(point):  # a container's /etc/resolv.conf and the like
             _mount(point, target, flags=MS_BIND)
     _mount(big_disk, new_root + big_disk, flags=MS_BIND)

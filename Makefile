@@ -1,0 +1,56 @@
+# Everything here needs Python 3.10 or newer, make and a package index; the rest goes into .venv.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench-e2e bench-startup clean
+
+help:  ## Show this
+	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+
+demo: $(VENV)/.package  ## Show the main job on a small environment, in under three minutes
+	@$(BIN)/packhorse demo
+
+test: $(VENV)/.test  ## Run all tests; PYTEST_ARGS="-k pull" runs some
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint  ## Check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(VENV)/.lint  ## Put style right
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA environment (25 GB of disk)
+	@$(BIN)/python bench/e2e.py $(BENCH_ARGS)
+
+bench-startup: $(VENV)/.package  ## Measure what `packhorse run` adds to the start of a command
+	@$(BIN)/python bench/startup.py $(BENCH_ARGS)
+
+clean:  ## Remove all that was made here
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is as new as the pyproject.toml that it stands for.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.2'
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.python pyproject.toml
+	@echo 'Installing packhorse into $(VENV)'
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.package
+	@echo 'Installing what `make $*` needs into $(VENV)'
+	@$(PIP) install --group $*
+	@touch $@
