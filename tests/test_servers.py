@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 from pathlib import Path
 
 import obstore
+import psutil
 import pytest
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -122,6 +122,9 @@ def test_a_server_that_cannot_start_shows_its_log(monkeypatch: pytest.MonkeyPatc
             pass
 
 
-def _processes_naming(path: Path) -> list[str]:
-    shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True)
-    return [line for line in shown.stdout.splitlines() if str(path) in line]
+def _processes_naming(path: Path) -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if str(path) in " ".join(process.info["cmdline"] or [])
+    ]
