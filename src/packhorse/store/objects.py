@@ -18,7 +18,7 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from packhorse.config import Storage
-from packhorse.errors import StorageError
+from packhorse.errors import PackhorseError, StorageError
 from packhorse.store import credentials
 
 _CHUNK = 4 << 20
@@ -42,7 +42,8 @@ class Store:
     def __init__(self, storage: Storage, environ: Mapping[str, str]) -> None:
         """Prepare access; nothing is sent yet. Raises StorageError where no credentials can be found."""
         self.url = storage.url
-        self._ranges = True
+        self.ranged = True
+        """Whether the store keeps byte ranges, as far as was seen."""
         options = credentials.options(storage, environ)
         try:
             if urlsplit(storage.url).scheme == "file":
@@ -63,7 +64,8 @@ class Store:
                 )
         except (exceptions.BaseError, ValueError, OSError) as error:
             raise StorageError(
-                f"The store {self.url} cannot be opened: {_reason(error)}.", _REMEDY
+                f"The store {self.url} cannot be opened: {str(error).splitlines()[0]}.",
+                "Check storage.url and storage.endpoint.",
             ) from error
 
     def put(self, key: str, content: bytes) -> None:
@@ -90,14 +92,14 @@ class Store:
         beginning and cut here; what is not wanted is let go as it passes.
         """
         start, end = wanted[0][0], wanted[-1][0] + wanted[-1][1]
-        if self._ranges:
+        if self.ranged:
             with _told(self.url, key):
                 try:
                     view = memoryview(obstore.get_range(self._objects, key, start=start, end=end))
                 except exceptions.GenericError as error:
                     if "NotPartial" not in repr(error) and "partial" not in str(error):
                         raise
-                    self._ranges = False
+                    self.ranged = False
                 else:
                     if len(view) != end - start:
                         raise StorageError(
@@ -156,9 +158,6 @@ class Store:
                 obstore.delete(self._objects, list(keys))
 
 
-_REMEDY = "Check storage.url, storage.endpoint and the credentials (packhorse status shows what is used)."
-
-
 class _told:  # noqa: N801 - reads as a verb
     """Turns what obstore raises into our errors, without the request's headers and secrets."""
 
@@ -169,36 +168,36 @@ class _told:  # noqa: N801 - reads as a verb
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
-            if "NoSuchBucket" in str(error):
-                raise StorageError(
-                    f"The bucket of {self._url} does not exist.", "Create it, or correct storage.url."
-                ) from error
-            raise NotFoundError(
-                f"There is no object {self._key} in {self._url}.", "Check storage.url."
-            ) from error
-        if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
-            raise StorageError(
-                f"The store {self._url} refuses the credentials: {_reason(error)}.",
-                "Check the key and what it may do (list, read and write are needed).",
-            ) from error
-        if isinstance(error, exceptions.BaseError):
-            raise StorageError(f"The store {self._url} cannot be used: {_reason(error)}.", _REMEDY) from error
-        if isinstance(error, OSError) and not isinstance(error, StorageError):
-            if error.errno is None:
-                raise StorageError(
-                    f"The store {self._url} cannot be reached: {_reason(error)}.", _REMEDY
-                ) from error
-            raise error
+        if isinstance(error, (exceptions.BaseError, FileNotFoundError)):
+            raise _translated(self._url, self._key, error) from error
+        if isinstance(error, OSError) and not isinstance(error, PackhorseError) and error.errno is None:
+            raise _translated(self._url, self._key, error) from error
 
 
-def _reason(error: BaseException) -> str:
-    """The heart of an obstore message: the first line without debug output, signatures and query strings."""
-    text = str(error).split("\n\nDebug source:")[0].strip().splitlines()
-    line = text[0] if text else type(error).__name__
-    code = re.search(r"<Code>(\w+)</Code>", str(error))
-    line = re.sub(r"\?\S*", "", line)
-    line = re.sub(r"(?i)(signature|credential|secret|token|authorization)\S*\s*[:=]\s*\S+", r"\1=...", line)
-    if code and code.group(1) not in line:
-        line = f"{line} ({code.group(1)})"
-    return line.rstrip(".")[:300]
+def _translated(url: str, key: str, error: BaseException) -> StorageError:
+    """Our error for one of obstore's, without the request's address, headers and secrets."""
+    text = str(error)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    status = re.search(r"status code: (\d{3} [A-Za-z ]+)", text)
+    reason = code.group(1) if code else status.group(1) if status else ""
+    if reason == "NoSuchBucket":
+        return StorageError(f"The bucket of {url} does not exist.", "Create it, or correct storage.url.")
+    if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
+        return NotFoundError(f"There is no object {key} in {url}.", "Check storage.url.")
+    denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
+    if denied or (status and status.group(1)[:3] in ("401", "403")):
+        return StorageError(
+            f"The store {url} refuses the credentials ({reason}).",
+            "Check the key, its secret and what it may do: list, read and write are needed.",
+        )
+    if status is None:
+        heart = re.findall(
+            r"(?:HTTP error: |source: )?([^\n:]{3,200})", text.split("\n\nDebug source:", maxsplit=1)[0]
+        )
+        return StorageError(
+            f"The store {url} cannot be reached: {heart[-1].strip() if heart else type(error).__name__}.",
+            "Check storage.url, storage.endpoint and the network.",
+        )
+    return StorageError(
+        f"The store {url} answered {reason} for {key}.", "Try again; if it stays, ask the store's provider."
+    )

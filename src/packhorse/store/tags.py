@@ -1,0 +1,254 @@
+"""Tags and snapshots as objects: keys that sort newest first, so that one listing tells what a tag holds.
+
+    tags/<tag>/packages/<stamp>-<kind>-<digest>-<fingerprint>-<nonce>
+    tags/<tag>/shared/<stamp>-<kind>-<digest>-<fingerprint>-<nonce>
+
+Nothing is ever overwritten and nothing needs a conditional write: two workers that push at the same moment both
+leave an entry, and every reader orders them alike.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from packhorse.errors import IntegrityError, NoSuchSnapshotError
+from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.frames import digest_of
+from packhorse.snapshot.manifest import Manifest, Placement
+from packhorse.store.objects import Listed, NotFoundError, Store
+
+Part = Literal["packages", "shared"]
+NO_FINGERPRINT = "0" * 64
+_LAST = 10**14 - 1
+_KEY = re.compile(
+    r"tags/([^/]+)/(packages|shared)/(\d{14})-(put|fold)-([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{8})"
+)
+
+
+class TagEntry(NamedTuple):
+    """One entry of a tag. `stamp` is the inverted store time: smaller is newer."""
+
+    stamp: str
+    kind: str
+    digest: str
+    fingerprint: str
+    nonce: str
+    part: str
+    tag: str
+
+    @property
+    def key(self) -> str:
+        """The key of its object."""
+        return f"tags/{self.tag}/{self.part}/{self.stamp}-{self.kind}-{self.digest}-{self.fingerprint}-{self.nonce}"
+
+    @property
+    def time(self) -> float:
+        """When it was written, by the store's clock, in seconds since the epoch."""
+        return (_LAST - int(self.stamp)) / 1000
+
+
+class EntryFacts(msgspec.Struct, frozen=True):
+    """The body of a tag entry: what a listing of snapshots shows, and what a fold replaces."""
+
+    snapshot: str
+    files: int = 0
+    bytes: int = 0
+    soabi: str = ""
+    platform: str = ""
+    partial: bool = False
+    """Written at a deadline: files were left out that had not been stored in time."""
+    absorbs: tuple[str, ...] = ()
+
+
+class SnapshotFacts(msgspec.Struct, frozen=True):
+    """The document whose BLAKE3 is the snapshot's id: the packages manifest, and (stamp, digest) of each shared
+    manifest that counts, newest first."""
+
+    packages: str
+    shared: tuple[tuple[str, str], ...]
+    format: int = 1
+
+    def encode(self) -> bytes:
+        """The canonical bytes."""
+        return msgspec.json.encode(self)
+
+    @property
+    def id(self) -> str:
+        """The snapshot's id."""
+        return digest_of(self.encode()).hex()
+
+
+def listed_entries(listing: Iterable[Listed]) -> list[TagEntry]:
+    """The tag entries among listed objects, newest first."""
+    entries = []
+    for item in listing:
+        match = _KEY.fullmatch(item.key)
+        if match:
+            tag, part, stamp, kind, digest, fingerprint, nonce = match.groups()
+            entries.append(TagEntry(stamp, kind, digest, fingerprint, nonce, part, tag))
+    return sorted(entries)
+
+
+def read_tag(store: Store, tag: str) -> list[TagEntry]:
+    """The entries of one tag, newest first, without the shared ones that a fold replaced."""
+    return without_absorbed(store, listed_entries(store.list(f"tags/{tag}/")))
+
+
+def read_tags(store: Store) -> list[TagEntry]:
+    """The entries of every tag, newest first, without those that a fold replaced."""
+    return without_absorbed(store, listed_entries(store.list("tags/")))
+
+
+def without_absorbed(store: Store, entries: Sequence[TagEntry]) -> list[TagEntry]:
+    """`entries` less those that a fold among them names."""
+    folds = [entry for entry in entries if entry.kind == "fold"]
+    absorbed = {key for facts in entry_facts(store, folds) for key in facts.absorbs}
+    return [entry for entry in entries if entry.key not in absorbed]
+
+
+def entry_facts(store: Store, entries: Sequence[TagEntry]) -> list[EntryFacts]:
+    """The bodies of tag entries."""
+    try:
+        return [
+            msgspec.json.decode(body, type=EntryFacts)
+            for body in store.get_many([entry.key for entry in entries])
+        ]
+    except msgspec.DecodeError as error:
+        raise IntegrityError(
+            "An entry of the tag cannot be read.", "The store's copy is corrupt: push again."
+        ) from error
+
+
+def snapshot_of(packages: TagEntry | None, shared: Iterable[TagEntry]) -> SnapshotFacts:
+    """The snapshot that a packages entry and the shared entries of a tag make."""
+    return SnapshotFacts(
+        packages=packages.digest if packages else "",
+        shared=tuple(sorted((entry.stamp, entry.digest) for entry in shared)),
+    )
+
+
+def newest_packages(entries: Iterable[TagEntry], fingerprint: str) -> TagEntry | None:
+    """The newest packages entry of `fingerprint` ("" for packages that no configuration made) among `entries`,
+    which are ordered newest first."""
+    wanted = fingerprint or NO_FINGERPRINT
+    return next(
+        (entry for entry in entries if entry.part == "packages" and entry.fingerprint == wanted), None
+    )
+
+
+def shared_of(entries: Iterable[TagEntry]) -> list[TagEntry]:
+    """The shared entries among `entries`."""
+    return [entry for entry in entries if entry.part == "shared"]
+
+
+def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
+    """The document of a snapshot, by its id or at least eight digits of it. Raises NoSuchSnapshotError (3)."""
+    snapshot = snapshot.lower()
+    if not re.fullmatch(r"[0-9a-f]{8,64}", snapshot):
+        raise NoSuchSnapshotError(
+            f"`{snapshot}` is no snapshot id: those have 8 to 64 hexadecimal digits.",
+            "`packhorse snapshots` lists them.",
+        )
+    if len(snapshot) < 64:
+        ids = {item.key.rpartition("/")[2] for item in store.list("snapshots/")}
+        fitting = [identity for identity in ids if identity.startswith(snapshot)]
+        if len(fitting) != 1:
+            many = f"{len(fitting)} snapshots begin" if fitting else "No snapshot begins"
+            raise NoSuchSnapshotError(f"{many} with {snapshot}.", "`packhorse snapshots` lists them.")
+        snapshot = fitting[0]
+    try:
+        body = store.get(f"snapshots/{snapshot}")
+    except NotFoundError as error:
+        raise NoSuchSnapshotError(
+            f"There is no snapshot {snapshot[:12]}.", "`packhorse snapshots` lists them."
+        ) from error
+    if digest_of(body).hex() != snapshot:
+        raise IntegrityError(f"The document of snapshot {snapshot[:12]} is corrupt.", "Use another snapshot.")
+    try:
+        return msgspec.json.decode(body, type=SnapshotFacts)
+    except msgspec.DecodeError as error:
+        raise IntegrityError(
+            f"The document of snapshot {snapshot[:12]} cannot be read.", "It may need a newer packhorse."
+        ) from error
+
+
+def stamp_after(moment: int, newest: str) -> str:
+    """The stamp of an entry written at `moment` (milliseconds) where `newest` is the smallest stamp so far."""
+    inverted = _LAST - moment
+    if newest:
+        inverted = min(inverted, int(newest) - 1)
+    return f"{inverted:014d}"
+
+
+def new_entry(
+    tag: str,
+    part: Part,
+    digest: str,
+    stamp: str,
+    *,
+    fingerprint: str = "",
+    kind: Literal["put", "fold"] = "put",
+) -> TagEntry:
+    """An entry to be written."""
+    return TagEntry(stamp, kind, digest, fingerprint or NO_FINGERPRINT, secrets.token_hex(4), part, tag)
+
+
+# --- documents ---
+
+
+def get_manifest(store: Store, digest: str) -> Manifest:
+    """The manifest `digest`. Raises IntegrityError where it is missing or corrupt."""
+    try:
+        return documents.decode_manifest(store.get(f"manifests/{digest}"), digest)
+    except NotFoundError as error:
+        raise _missing("manifest", digest) from error
+
+
+def get_placement(store: Store, manifest: Manifest, digest: str) -> Placement:
+    """The newest placement of a manifest. Raises IntegrityError where there is none that fits."""
+    listed = store.list(f"placements/{digest}/")
+    if not listed:
+        raise _missing("placement", digest)
+    return documents.decode_placement(store.get(listed[0].key), manifest, digest)
+
+
+def get_placements(store: Store, digests: Sequence[str]) -> list[Placement]:
+    """The newest placements of several manifests, as far as they can be had: for dedup, where none is needed."""
+
+    def newest(digest: str) -> list[Placement]:
+        listed = store.list(f"placements/{digest}/")
+        try:
+            return [documents.decode_any_placement(store.get(listed[0].key))] if listed else []
+        except (IntegrityError, NotFoundError):
+            return []
+
+    if not digests:
+        return []
+    with ThreadPoolExecutor(min(len(digests), 8)) as pool:
+        return [placement for found in pool.map(newest, digests) for placement in found]
+
+
+def put_placement(store: Store, placement: Placement) -> int:
+    """Store a placement; returns the store's time of it, in milliseconds, by which the tag's entry is stamped.
+
+    The key's own stamp is by the local clock: it orders only placements of one manifest.
+    """
+    digest = placement.manifest.hex()
+    _, stored = documents.encode(placement)
+    key = f"placements/{digest}/{stamp_after(int(time.time() * 1000), '')}-{secrets.token_hex(4)}"
+    store.put(key, stored)
+    return store.modified(key)
+
+
+def _missing(what: str, digest: str) -> IntegrityError:
+    return IntegrityError(
+        f"The {what} of {digest[:12]} is missing from the store.",
+        "Push this environment again, or use another snapshot.",
+    )

@@ -1,0 +1,407 @@
+"""Push: the persistent directories of a root become objects and an entry of a tag.
+
+Promises the order packs, placements, manifests, snapshot, tag, so that a reader sees the old state or the new
+one; that what the store has is not sent again; and that a backup only ever adds paths.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import msgspec
+
+from packhorse.errors import PackhorseError
+from packhorse.install.interpreter import Interpreter
+from packhorse.progress import Progress
+from packhorse.root import PERSISTENT, SHARED, Root, State
+from packhorse.snapshot import frames
+from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.manifest import Entry, File, Manifest
+from packhorse.snapshot.scan import Found, scan
+from packhorse.snapshot.writer import (
+    Placed,
+    Written,
+    content_on_disk,
+    groups_of,
+    placed_by,
+    placement_of,
+    write,
+)
+from packhorse.store import tags
+from packhorse.store.objects import Store
+from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
+from packhorse.transfer.local import PACKAGES, Local
+from packhorse.transfer.union import Winner, union
+
+
+class PushResult(msgspec.Struct):
+    """What a push did. `files` and `bytes` count what the pushed manifests hold, sizes are bytes."""
+
+    snapshot: str
+    tag: str
+    files: int = 0
+    bytes: int = 0
+    transferred_bytes: int = 0
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    pushed: list[str] = []
+    """`packages` and `shared`, as far as they had changed."""
+    unsaved: list[str] = []
+    """Paths that changed while they were read, or were not stored by the deadline."""
+
+
+class _Part(NamedTuple):
+    """A manifest ready to be tagged."""
+
+    part: tags.Part
+    digest: str
+    manifest: Manifest
+    stored: bytes
+    written: Written
+
+
+class _Push:
+    """One push on its way."""
+
+    def __init__(
+        self, root: Root, store: Store, tag: str, progress: Progress, warn: Callable[[str], None]
+    ) -> None:
+        self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
+        self.local = Local(root)
+        self.state = root.state()
+        everything = tags.read_tags(store)
+        self.mine = [entry for entry in everything if entry.tag == tag]
+        self.existing = _Existing(store, everything)
+        self.uploader = _Uploader(store)
+        self.result = PushResult(snapshot="", tag=tag)
+
+    def packages(self, interpreter: Callable[[], Interpreter], level: int) -> list[_Part]:
+        """The part for `packages/`, if the tag does not have it as it is here."""
+        base = os.fsencode(self.root.packages)
+        found = scan(base, skipped=self._tell)
+        if not found:
+            return []
+        state = self.state
+        known = self.local.cached(state.manifest) if state.manifest else None
+        newest = newest_packages(self.mine, state.fingerprint)
+        if (
+            known is not None
+            and newest
+            and newest.digest == state.manifest
+            and self.local.equals(found, known)
+        ):
+            self._count(known)
+            return []
+        self._announce("saving packages", found)
+        written = write(
+            base,
+            found,
+            self.uploader,
+            index=self.local.index,
+            index_prefix=PACKAGES,
+            existing=self.existing.frames(),
+            groups=groups_of(known) if known is not None else {},
+            progress=self.progress,
+            level=level,
+        )
+        if written.changed:
+            raise PackhorseError(
+                f"{_readable(written.changed[0])} in packages/ changed while it was saved.",
+                "Push again when nothing installs into this root.",
+            )
+        self.local.index.keep_only(PACKAGES, {PACKAGES + item.path for item in found})
+        made_by = (
+            (state.soabi, state.platform) if state.soabi else (interpreter().soabi, interpreter().platform)
+        )
+        manifest = Manifest(
+            kind="packages",
+            fingerprint=state.fingerprint,
+            soabi=made_by[0],
+            platform=made_by[1],
+            frames=tuple(written.frames),
+            entries=tuple(written.entries),
+        )
+        part = self._part("packages", manifest, written)
+        if newest is not None and newest.digest == part.digest:
+            self.state = msgspec.structs.replace(state, state="complete", manifest=part.digest)
+            self.local.keep(part.digest, part.stored)
+            return []
+        return [part]
+
+    def shared(
+        self, directories: Sequence[str], exclude: Sequence[str], level: int, deadline: float | None
+    ) -> list[_Part]:
+        """The part for what was added to or changed in the shared `directories`."""
+        base = os.fsencode(self.root.path)
+        found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
+        present = union(
+            (entry.stamp, entry.digest, self.local.manifest(self.store, entry.digest))
+            for entry in shared_of(self.mine)
+        )
+        new = _changed(base, found, present, self.local)
+        if not new:
+            return []
+        chosen = [item for item in found if item.path in new]
+        self._announce("saving " + ", ".join(directories), chosen)
+        written = write(
+            base,
+            chosen,
+            self.uploader,
+            index=self.local.index,
+            index_prefix=b"",
+            existing=self.existing.frames(),
+            groups={},
+            progress=self.progress,
+            level=level,
+            deadline=deadline,
+        )
+        self.result.unsaved += [_readable(path) for path in (*written.changed, *written.unfinished)]
+        frames_used, entries = _with_used_frames(written)
+        if self.result.unsaved and all(isinstance(entry, documents.Directory) for entry in entries):
+            return []
+        return [self._part("shared", Manifest(kind="shared", frames=frames_used, entries=entries), written)]
+
+    def publish(self, parts: Sequence[_Part], *, partial: bool) -> None:
+        """Write placements, manifests, the snapshot and the tag's entries, in this order; record the state."""
+        entries: list[TagEntry] = []
+        if parts:
+            moment = 0
+            for part in parts:
+                placement = placement_of(part.digest, part.manifest.frames, part.written.placed)
+                moment = max(moment, tags.put_placement(self.store, placement))
+            for part in parts:
+                self.store.put(f"manifests/{part.digest}", part.stored)
+                self.local.keep(part.digest, part.stored)
+            stamp = tags.stamp_after(moment, min((entry.stamp for entry in self.mine), default=""))
+            entries = [
+                tags.new_entry(self.tag, part.part, part.digest, stamp, fingerprint=part.manifest.fingerprint)
+                for part in parts
+            ]
+        together = sorted([*entries, *self.mine])
+        state = _state_after(self.state, parts)
+        snapshot = tags.snapshot_of(newest_packages(together, state.fingerprint), shared_of(together))
+        if parts:
+            self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
+        for part, entry in zip(parts, entries):
+            facts = EntryFacts(
+                snapshot=snapshot.id,
+                files=part.manifest.files,
+                bytes=part.manifest.bytes,
+                soabi=part.manifest.soabi,
+                platform=part.manifest.platform,
+                partial=partial,
+            )
+            self.store.put(entry.key, msgspec.json.encode(facts))
+        self.local.index.save()
+        self.root.record(msgspec.structs.replace(state, snapshot=snapshot.id))
+        self.result.snapshot = snapshot.id
+        self.result.pushed = [part.part for part in parts]
+
+    def _part(self, part: tags.Part, manifest: Manifest, written: Written) -> _Part:
+        digest, stored = documents.encode(manifest)
+        self._count(manifest)
+        return _Part(part, digest, manifest, stored, written)
+
+    def _count(self, manifest: Manifest) -> None:
+        self.result.files += manifest.files
+        self.result.bytes += manifest.bytes
+
+    def _announce(self, stage: str, found: Sequence[Found]) -> None:
+        self.progress.stage(stage, sum(item.signature.size for item in found if item.kind == "file"))
+
+    def _tell(self, path: bytes, what: str) -> None:
+        self.warn(f"{_readable(path)} is {what}; it is not saved")
+
+
+def push(
+    root: Root,
+    store: Store,
+    tag: str,
+    *,
+    interpreter: Callable[[], Interpreter],
+    progress: Progress,
+    warn: Callable[[str], None],
+    directories: Sequence[str] = PERSISTENT,
+    exclude: Sequence[str] = (),
+    level: int = frames.DEFAULT_LEVEL,
+    deadline: float | None = None,
+) -> PushResult:
+    """Save `directories` of the root under `tag`.
+
+    `interpreter` tells what made packages that no install recorded; `exclude` are patterns of shared files that
+    are never saved. At `deadline` (time.monotonic) what is completely stored is tagged and the rest named in
+    the result. Raises StorageError, and PackhorseError where `packages/` changes meanwhile or is only partly
+    restored.
+    """
+    started = time.monotonic()
+    lock = root.use_packages()
+    try:
+        if "packages" in directories and root.state().state == "partial":
+            raise PackhorseError(
+                f"The last pull into {root.path} was not finished.", "Run `packhorse pull` first."
+            )
+        run = _Push(root, store, tag, progress, warn)
+        parts: list[_Part] = []
+        try:
+            if "packages" in directories:
+                parts += run.packages(interpreter, level)
+            if any(name in directories for name in SHARED):
+                parts += run.shared(
+                    [name for name in SHARED if name in directories], exclude, level, deadline
+                )
+            run.uploader.finish()
+        except BaseException:
+            run.uploader.abandon()
+            raise
+        run.publish(parts, partial=deadline is not None and bool(run.result.unsaved))
+    finally:
+        os.close(lock)
+    result = run.result
+    result.transferred_bytes = run.uploader.bytes
+    result.seconds = time.monotonic() - started
+    result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result
+
+
+def _changed(
+    base: bytes, found: Sequence[Found], present: Mapping[bytes, Winner], local: Local
+) -> set[bytes]:
+    """The paths that the tag does not have as they are here, with the directories above them."""
+    new: set[bytes] = set()
+    linked: dict[tuple[int, int], list[bytes]] = {}
+    for item in found:
+        winner = present.get(item.path)
+        if item.links > 1:
+            linked.setdefault((item.signature.device, item.signature.inode), []).append(item.path)
+        if item.kind == "directory":
+            differs = (
+                winner is None
+                or not isinstance(winner.entry, documents.Directory)
+                or winner.mode != item.mode
+            )
+            differs = differs and item.path not in {name.encode() for name in SHARED}
+        elif item.kind == "symlink":
+            target = os.readlink(os.path.join(base, item.path))
+            differs = (
+                winner is None or not isinstance(winner.entry, documents.Symlink) or winner.content != target
+            )
+        else:
+            differs = (
+                winner is None or winner.mode != item.mode or not _same_content(base, item, winner, local)
+            )
+        if differs:
+            new.add(item.path)
+    for paths in linked.values():  # names of one file are saved together
+        if new.intersection(paths):
+            new.update(paths)
+    for path in list(new):
+        while path := path.rpartition(b"/")[0]:
+            new.add(path)
+    return new
+
+
+def _same_content(base: bytes, item: Found, winner: Winner, local: Local) -> bool:
+    if isinstance(winner.entry, (documents.Directory, documents.Symlink)):
+        return False
+    if isinstance(winner.entry, File) and winner.entry.size != item.signature.size:
+        return False
+    known = local.index.digests(item.path, item.signature)
+    if known is None:
+        try:
+            known = content_on_disk(os.path.join(base, item.path), item.signature.size)
+        except OSError:
+            return False
+        local.index.add(item.path, item.signature, known)
+    return known == winner.content
+
+
+def _with_used_frames(written: Written) -> tuple[tuple[documents.Frame, ...], tuple[Entry, ...]]:
+    """Frames and entries without the frames that only left-out files used."""
+    used: dict[int, int] = {}
+    entries: list[Entry] = []
+    for entry in written.entries:
+        if isinstance(entry, File):
+            pieces: list[int] = []
+            for frame, offset, length in documents.triples(entry.pieces):
+                pieces += (used.setdefault(frame, len(used)), offset, length)
+            entries.append(msgspec.structs.replace(entry, pieces=tuple(pieces)))
+        else:
+            entries.append(entry)
+    return tuple(written.frames[number] for number in used), tuple(entries)
+
+
+# --- what the store has ---
+
+
+class _Existing:
+    """The frames that the store has, known by the newest packages manifest of every tag and fingerprint and by
+    all shared ones; asked for once, when first needed."""
+
+    def __init__(self, store: Store, entries: Sequence[TagEntry]) -> None:
+        self._store = store
+        newest: dict[tuple[str, str], TagEntry] = {}
+        for entry in entries:
+            if entry.part == "packages":
+                newest.setdefault((entry.tag, entry.fingerprint), entry)
+        self._digests = {entry.digest for entry in newest.values()}
+        self._digests |= {entry.digest for entry in entries if entry.part == "shared"}
+        self._frames: dict[bytes, Placed] | None = None
+
+    def frames(self) -> dict[bytes, Placed]:
+        if self._frames is None:
+            self._frames = {}
+            for placement in tags.get_placements(self._store, sorted(self._digests)):
+                self._frames |= placed_by(placement)
+        return self._frames
+
+
+class _Uploader:
+    """Sends packs while the next one is filled: one on its way at a time, which bounds the memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._pending: Future[None] | None = None
+        self.bytes = 0
+
+    def __call__(self, name: str, content: bytes) -> None:
+        self._settle()
+        self.bytes += len(content)
+        self._pending = self._pool.submit(self._store.put, f"packs/{name}", content)
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def finish(self) -> None:
+        self._settle()
+        self._pool.shutdown()
+
+    def abandon(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _state_after(state: State, parts: Sequence[_Part]) -> State:
+    shared = [part.digest for part in parts if part.part == "shared"]
+    state = msgspec.structs.replace(state, shared=tuple(dict.fromkeys((*state.shared, *shared))))
+    for part in parts:
+        if part.part == "packages":
+            state = msgspec.structs.replace(
+                state,
+                state="complete",
+                manifest=part.digest,
+                fingerprint=part.manifest.fingerprint,
+                soabi=part.manifest.soabi,
+                platform=part.manifest.platform,
+            )
+    return state
+
+
+def _readable(path: bytes) -> str:
+    return path.decode(errors="backslashreplace")

@@ -1,0 +1,54 @@
+"""The shared directories of a tag: the union of its shared manifests, by path the newest wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from packhorse.snapshot.manifest import Directory, Entry, File, Hardlink, Manifest, Symlink
+from packhorse.snapshot.writer import content_of
+
+
+class Winner(NamedTuple):
+    """The entry that counts for a path, and the manifest that it is in."""
+
+    stamp: str
+    digest: str
+    entry: Entry
+    content: bytes
+    """What it contains: see `content_of`; for a symbolic link its target, for a directory nothing."""
+    mode: int
+
+
+def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]:
+    """path → what counts there, of (stamp, digest, manifest); an entry of a fold keeps its own stamp.
+
+    A directory never hides a file below it: where a newer entry makes a directory of what was a file, the
+    older entry is gone, and an older entry below what a newer one made a file is left out.
+    """
+    winners: dict[bytes, Winner] = {}
+    for stamp, digest, manifest in manifests:
+        contents: dict[bytes, tuple[bytes, int]] = {}
+        for number, entry in enumerate(manifest.entries):
+            own = manifest.stamps[manifest.stamped[number]] if manifest.stamps else stamp
+            if isinstance(entry, File):
+                content, mode = content_of(entry, manifest.frames), entry.mode
+                contents[entry.path] = (content, mode)
+            elif isinstance(entry, Hardlink):
+                content, mode = contents[entry.target]
+            elif isinstance(entry, Symlink):
+                content, mode = entry.target, 0
+            else:
+                content, mode = b"", entry.mode
+            present = winners.get(entry.path)
+            if present is None or (own, digest) < (present.stamp, present.digest):
+                winners[entry.path] = Winner(own, digest, entry, content, mode)
+    return {path: winner for path, winner in winners.items() if _reachable(path, winners)}
+
+
+def _reachable(path: bytes, winners: dict[bytes, Winner]) -> bool:
+    parent = path.rpartition(b"/")[0]
+    if not parent:
+        return True
+    above = winners.get(parent)
+    return above is not None and isinstance(above.entry, Directory) and _reachable(parent, winners)
