@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packhorse import atomic
+from packhorse.errors import ConfigError
 from packhorse.root import Root
 
 
@@ -40,7 +41,7 @@ TABLE = (
     Row("UV_PYTHON_INSTALL_DIR", "{deps}/uv/python", "interpreters that uv installs"),
     Row("UV_TOOL_DIR", "{deps}/uv/tools", "tools that uv installs"),
     Row("XDG_CACHE_HOME", "{deps}/cache", "caches of every program that follows the XDG specification"),
-    Row("HF_HOME", "{models}/huggingface", "Hugging Face: models, data sets, tokens"),
+    Row("HF_HOME", "{models}/huggingface", "Hugging Face: models and data sets"),
     Row("TORCH_HOME", "{models}/torch", "torch.hub: models and checkpoints"),
     Row("NLTK_DATA", "{models}/nltk", "NLTK: corpora and models"),
     Row("TIKTOKEN_CACHE_DIR", "{models}/tiktoken", "tiktoken: encodings"),
@@ -55,6 +56,13 @@ TABLE = (
     Row("FLASHINFER_WORKSPACE_BASE", "{deps}/flashinfer", "FlashInfer: compiled kernels"),
 )
 
+COMPUTED = (
+    Row("PYTHONPATH", "", "app-path, packages/ and its .pth files, then what was there"),
+    Row("PATH", "", "the commands of packages/, then what was there"),
+    Row("HF_TOKEN_PATH", "", "Hugging Face: the token stays where it was, out of models/ and its snapshots"),
+)
+"""Variables whose value depends on what they held before."""
+
 UNSET = (
     Row("PYTHONPYCACHEPREFIX", "", "would hide the bytecode shipped in packages/ and recompile it elsewhere"),
     Row("PYTHONHOME", "", "would give the worker another interpreter's standard library"),
@@ -67,15 +75,16 @@ import os
 import site
 import sys
 
+_here = os.path.dirname(os.path.abspath(__file__))
 _packages = os.environ.get("PACKHORSE_PACKAGES") or os.path.join(
-    os.environ.get("PACKHORSE_ROOT", ""), "packages"
+    os.path.dirname(os.path.dirname(_here)), "packages"
 )
 if os.path.isdir(_packages):
     site.addsitedir(_packages)
 
-# The sitecustomize that this one stands in front of, if there is one.
-_here = os.path.dirname(os.path.abspath(__file__))
-_path = [p for p in sys.path if os.path.abspath(p or ".") != _here]
+# The sitecustomize that this one stands in front of, if there is one; another root's chains on from there.
+_path = [os.path.abspath(p or ".") for p in sys.path]
+_path = sys.path[_path.index(_here) + 1 :] if _here in _path else []
 _self = sys.modules.pop("sitecustomize", None)
 try:
     from importlib.machinery import PathFinder
@@ -106,18 +115,29 @@ def changes(
 
     `inherited` is the environment it goes on top of: PYTHONPATH and PATH are put in front of what they hold
     there. `packages` is another generation than the one in force, for the check of one not yet exchanged in.
+    Raises ConfigError where the root's path cannot stand in a path list.
     """
+    if os.pathsep in f"{root.path}{app_path}":
+        raise ConfigError(
+            f"{root.path if os.pathsep in str(root.path) else app_path} has a colon in its name, which "
+            "separates the entries of PYTHONPATH and PATH.",
+            "Choose another directory.",
+        )
     place = packages if packages is not None else root.packages
     names = {name: str(getattr(root, name)) for name in ("pip", "models", "deps")}
     names |= {"root": str(root.path), "tmp": str(tmp), "build": str(build)}
     caches = _KEPT_CACHES if keep_downloads else _EPHEMERAL_CACHES
     result: dict[str, str | None] = {row.variable: row.value.format(**names) for row in (*TABLE, *caches)}
-    # The directory with sitecustomize stands behind those it must not shadow.
-    ahead = [app_path, str(place), str(root.site)]
+    result["HF_TOKEN_PATH"] = inherited.get("HF_TOKEN_PATH") or _hugging_face_token(inherited)
+    ahead = [app_path, str(place)]
+    # Python imports the first sitecustomize only; ours hands on to the next, theirs may not.
+    ahead.insert(0 if any(map(_has_sitecustomize, ahead)) else len(ahead), str(root.site))
     result["PYTHONPATH"] = _prepend(ahead, inherited.get("PYTHONPATH", ""))
     result["PATH"] = _prepend([str(place / "bin")], inherited.get("PATH", os.defpath))
     if packages is not None:
         result["PACKHORSE_PACKAGES"] = str(packages)
+    elif "PACKHORSE_PACKAGES" in inherited:
+        result["PACKHORSE_PACKAGES"] = None
     for row in UNSET:
         if row.variable in inherited:
             result[row.variable] = None
@@ -130,8 +150,27 @@ def environment(inherited: Mapping[str, str], changed: Mapping[str, str | None])
     return {name: value for name, value in merged.items() if value is not None}
 
 
+def own(inherited: Mapping[str, str]) -> dict[str, str]:
+    """`inherited` for packhorse's own processes: without the packages of a root that it was started under."""
+    if "PYTHONPATH" not in inherited or "PACKHORSE_ROOT" not in inherited:
+        return dict(inherited)
+    root = Root(Path(inherited["PACKHORSE_ROOT"]))
+    theirs = {str(root.packages), str(root.site)}
+    kept = [part for part in inherited["PYTHONPATH"].split(os.pathsep) if part not in theirs]
+    return {**inherited, "PYTHONPATH": os.pathsep.join(kept)}
+
+
+def reasons(*, keep_downloads: bool = False) -> dict[str, str]:
+    """Why each variable is changed."""
+    caches = _KEPT_CACHES if keep_downloads else _EPHEMERAL_CACHES
+    return {row.variable: row.why for row in (*TABLE, *caches, *COMPUTED, *UNSET)}
+
+
 def prepare(root: Root) -> None:
     """Write what the environment refers to: the chained sitecustomize."""
+    if (root.packages / "nltk").is_dir():
+        # NLTK downloads to the first place that exists, else to the home directory.
+        (root.models / "nltk").mkdir(exist_ok=True)
     target = root.site / "sitecustomize.py"
     content = _SITECUSTOMIZE.encode()
     try:
@@ -143,6 +182,22 @@ def prepare(root: Root) -> None:
 
 
 def _prepend(ahead: list[str], behind: str) -> str:
-    """A path list of `ahead` and then `behind`, without repeating what nested invocations already added."""
-    rest = [part for part in behind.split(os.pathsep) if part and part not in ahead]
+    """A path list of `ahead` and then `behind`, without repeating what nested invocations already added.
+
+    An empty part of `behind` stays: it means the working directory.
+    """
+    rest = [part for part in behind.split(os.pathsep) if part not in ahead] if behind else []
     return os.pathsep.join([*(part for part in ahead if part), *rest])
+
+
+def _has_sitecustomize(directory: str) -> bool:
+    return directory != "" and any(
+        os.path.exists(os.path.join(directory, name)) for name in ("sitecustomize.py", "sitecustomize")
+    )
+
+
+def _hugging_face_token(inherited: Mapping[str, str]) -> str:
+    """Where the token of Hugging Face lies without the table (huggingface_hub.constants)."""
+    home = inherited.get("HOME", "") or os.path.expanduser("~")
+    cache = inherited.get("XDG_CACHE_HOME", "") or os.path.join(home, ".cache")
+    return os.path.join(inherited.get("HF_HOME", "") or os.path.join(cache, "huggingface"), "token")

@@ -86,6 +86,7 @@ class Root:
                 _private_directory(directory)
         except OSError as error:
             raise _cannot_create(root.path, error) from error
+        _refuse_foreign_links(root.path)  # again: until the directory was there, a link could be slipped in
         if root._exchange_journal.exists():
             with root.writing():
                 pass
@@ -165,9 +166,11 @@ class Root:
         The caller holds `writing` and `packages_unused`, and calls `remove_retired` when all is recorded.
         """
         atomic.remove_tree(self.retired)
-        if atomic.exchange(staging, self.packages):
-            os.rename(staging, self.retired)
+        # Renamed before, not after, so that whatever stops us `staging` never names the old generation.
+        os.rename(staging, self.retired)
+        if atomic.exchange(self.retired, self.packages):
             return
+        os.rename(self.retired, staging)
         atomic.write_file(
             self._exchange_journal, os.fsencode(os.path.relpath(staging, self.path)), durable=True
         )
@@ -179,8 +182,12 @@ class Root:
             staging = self.path / os.fsdecode(self._exchange_journal.read_bytes())
         except FileNotFoundError:
             return
-        if not self.packages.exists():
-            os.rename(staging if staging.exists() else self.retired, self.packages)
+        # `packages/` may be there, but empty, while its old content is retired: whoever opens a root creates
+        # what is missing. rename(2) replaces an empty directory.
+        if staging.exists() and self.retired.exists():
+            os.rename(staging, self.packages)
+        elif not self.packages.exists():
+            os.rename(self.retired, self.packages)
         self._exchange_journal.unlink()
 
     def remove_retired(self) -> None:

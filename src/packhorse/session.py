@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
-import socket
 import time
 from pathlib import Path
 
@@ -29,6 +27,8 @@ class _Record(msgspec.Struct, frozen=True):
     boot: str
     owner: int = 0
     owner_started: str = ""
+    namespace: str = ""
+    """The PID namespace in which `owner` is a number (pid_namespaces(7))."""
 
 
 class Session:
@@ -37,13 +37,17 @@ class Session:
     def __init__(self, root: Root, *, owner: int = 0) -> None:
         """Create the directories. With `owner`, a process id, the session lives as long as that process."""
         self.root = root
-        self.id = secrets.token_hex(3)  # short: a Unix socket's path in TMPDIR ends at 108 bytes (unix(7))
+        self.id = os.urandom(3).hex()  # short: a Unix socket's path in TMPDIR ends at 108 bytes (unix(7))
         self.tmp = root.tmp / self.id
         self.build = root.build / self.id
         self._file = root.sessions / self.id
         self.descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-        record = _Record(socket.gethostname(), boot_id(), owner, _started(owner) if owner else "")
+        record = _Record(os.uname().nodename, boot_id())
+        if owner:
+            record = msgspec.structs.replace(
+                record, owner=owner, owner_started=_started(owner), namespace=_namespace()
+            )
         os.write(self.descriptor, msgspec.json.encode(record))
         os.mkdir(self.tmp, 0o700)
         os.mkdir(self.build, 0o700)
@@ -57,10 +61,10 @@ class Session:
         os.close(self.descriptor)
 
     def close(self) -> None:
-        """Remove the directories and whatever dead sessions left."""
-        atomic.remove_tree(self.tmp)
-        atomic.remove_tree(self.build)
-        self._file.unlink(missing_ok=True)
+        """Remove the directories and whatever dead sessions left.
+
+        Letting go of the lock makes this session a dead one; a child that still holds it keeps it alive.
+        """
         os.close(self.descriptor)
         clean(self.root)
 
@@ -71,19 +75,25 @@ class Session:
         self.close()
 
 
-def clean(root: Root) -> None:
+def clean(root: Root) -> list[Path]:
     """Empty the ephemeral directories of all that belongs to no living session.
 
-    A session's file is created before its directories, so what has no file is a leftover.
+    A session's file is created before its directories, so what has no file is a leftover. Returns what could
+    not be removed (a mount point, a file of another user): no reason to stop, the next clean tries again.
     """
+    left = []
     listed = {name: set(os.listdir(root.path / name)) for name in EPHEMERAL}
     living = {file.name for file in root.sessions.iterdir() if _lives(file)}
     for name, entries in listed.items():
         for entry in entries - living:
-            atomic.remove_tree(root.path / name / entry)
+            try:
+                atomic.remove_tree(root.path / name / entry)
+            except OSError:
+                left.append(root.path / name / entry)
     for file in root.sessions.iterdir():
         if file.name not in living and not _lives(file):
             file.unlink(missing_ok=True)
+    return left
 
 
 def _lives(file: Path) -> bool:
@@ -97,10 +107,12 @@ def _lives(file: Path) -> bool:
             record = msgspec.json.decode(os.pread(descriptor, 4096, 0), type=_Record)
         except msgspec.DecodeError:
             return silent < 60  # being written, or cut short by a crash
-        if (record.host, record.boot) != (socket.gethostname(), boot_id()):
+        if (record.host, record.boot) != (os.uname().nodename, boot_id()):
             return silent < SILENCE
         if record.owner:
-            return _started(record.owner) == record.owner_started
+            if record.namespace != _namespace():
+                return silent < SILENCE
+            return _started(record.owner) == record.owner_started != ""
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
@@ -115,4 +127,12 @@ def _started(process: int) -> str:
         with open(f"/proc/{process}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19].decode()
     except (OSError, IndexError):
+        return ""
+
+
+def _namespace() -> str:
+    """This process's PID namespace."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
         return ""
