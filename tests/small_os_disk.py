@@ -108,13 +108,13 @@ def _mount_points(apart_from: str) -> list[str]:
 
 
 def _sampled(command: list[str]) -> Outcome:
-    """Run the command to its end, looking at the free bytes of the OS disk a hundred times a second."""
+    """Run the command to its end, looking at the free bytes of the OS disk all the time."""
     before = least = _free()
     ended = threading.Event()
 
     def watch() -> None:
         nonlocal least
-        while not ended.wait(0.01):
+        while not ended.wait(0.005):
             least = min(least, _free())
 
     watcher = threading.Thread(target=watch)

@@ -60,7 +60,8 @@ def test_plain_pip_fills_the_os_disk_and_fails(on_small_os_disk: Runner, big_dis
     target = big_disk / "packages"
     pip = on_small_os_disk([sys.executable, "-m", "pip", "install", "--target", str(target), *REQUIREMENTS])
     assert pip.exit_code != 0
-    assert pip.free_least < 1_000_000, pip.stderr  # full, whatever pip blames
+    full = pip.free_least < 1_000_000 or "No space left on device" in pip.stderr
+    assert full, pip.stderr  # pip may also blame the network
 
 
 def test_packhorse_installs_the_same_and_leaves_the_os_disk_alone(
