@@ -1,0 +1,1 @@
+"""Installing: requirements → a new generation of `packages/`, checked before it comes into force."""
