@@ -33,3 +33,15 @@ def open_root(loaded: config.Config) -> Root:
 def waiting(holder: str) -> None:
     """Say whom this command waits for."""
     console.note(f"waiting for {holder}, which is changing this root")
+
+
+def mind_default_store(loaded: config.Config) -> None:
+    """Warn where snapshots go to the OS disk because no store was named."""
+    if loaded.store_is_default:
+        path = Path(loaded.storage.url.removeprefix("file://"))
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if existing.stat().st_dev == Path("/").stat().st_dev:
+            console.warn(
+                f"no store is configured, so snapshots go to {path}, on the OS disk; "
+                "set storage.url to an object store to keep them"
+            )

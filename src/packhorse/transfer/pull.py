@@ -139,14 +139,13 @@ class _Restore:
         self.local = Local(root)
         self.state = root.state()
         self.result = PullResult(snapshot=target.snapshot.id, tag=target.tag)
-        self.fits = True
-        """Whether `packages/` already is what it should be."""
+        self.winners: dict[bytes, Winner] = {}
 
     def run(self, threads: int) -> PullResult:
         packages = self._plan_packages()
         shared = self._plan_shared()
         if packages is None and not shared:
-            self._record(None)
+            self._record()
             return self.result
         if packages is not None:
             with self.root.packages_unused() as free:
@@ -157,15 +156,18 @@ class _Restore:
         self.root.record(msgspec.structs.replace(self.state, state="partial"))
         try:
             self._bring(packages, shared, threads)
+            if packages is not None:
+                self._exchange(packages)
         except BaseException:
             # Nothing of it was published: what was there before is as whole as it was.
             self.root.record(self.state)
             raise
+        if packages is not None:
+            self.root.remove_retired()
+            self._remember_packages(packages)
         for item in shared:
             self._publish(item)
-        if packages is not None:
-            self._exchange(packages)
-        self._record(packages)
+        self._record()
         atomic.remove_tree(self.root.staging)
         return self.result
 
@@ -210,7 +212,7 @@ class _Restore:
         manifests = [
             (stamp, digest, self.local.manifest(self.store, digest)) for stamp, digest in self.snapshot.shared
         ]
-        winners = union(manifests)
+        winners = self.winners = union(manifests)
         for winner in winners.values():
             if not isinstance(winner.entry, Directory):
                 self.result.files += 1
@@ -304,7 +306,7 @@ class _Restore:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(place, 0o700)
                     os.chmod(place, entry.mode)
-            else:
+            elif self._wanted(entry.path, self.winners[entry.path]):  # it may have changed here meanwhile
                 os.rename(item.tree.path(entry.path), place)
                 if isinstance(entry, File):
                     signature = signature_of(os.lstat(place))
@@ -335,35 +337,38 @@ class _Restore:
             if not free:
                 raise _in_use(self.root)
             self.root.exchange_packages(self.root.staging / "packages")
-        self.root.remove_retired()
-        # Links to the retired generation are gone, which changed the ctime of what was kept.
+            self.state = State(
+                state="partial",
+                fingerprint=tree.manifest.fingerprint,
+                soabi=tree.manifest.soabi,
+                platform=tree.manifest.platform,
+                manifest=self.snapshot.packages,
+                shared=self.state.shared,
+            )
+            self.root.record(self.state)
+
+    def _remember_packages(self, tree: Tree) -> None:
+        """Bring the index up to date: the links of the retired generation are gone, which changed the ctime
+        of what was kept of it."""
         base, seen = os.fsencode(self.root.packages), time.time_ns()
         index, manifest = self.local.index, tree.manifest
         for entry in tree.entries:
             if isinstance(entry, File):
                 kept = entry.path in tree.kept
-                signature = (
-                    signature_of(os.lstat(os.path.join(base, entry.path)))
-                    if kept
-                    else tree.signatures[entry.path]
-                )
+                place = os.path.join(base, entry.path)
+                signature = signature_of(os.lstat(place)) if kept else tree.signatures[entry.path]
                 index.add(PACKAGES + entry.path, signature, content_of(entry, manifest.frames), seen=seen)
         index.keep_only(PACKAGES, {PACKAGES + entry.path for entry in manifest.entries})
+        index.save()
 
-    def _record(self, packages: Tree | None) -> None:
-        state = self.state
-        if packages is not None:
-            state = State(
-                fingerprint=packages.manifest.fingerprint,
-                soabi=packages.manifest.soabi,
-                platform=packages.manifest.platform,
-                manifest=self.snapshot.packages,
-            )
+    def _record(self) -> None:
         shared = tuple(digest for _, digest in self.snapshot.shared)
         self.local.index.save()
-        self.local.keep_only([self.snapshot.packages, *shared])
+        self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
         self.root.record(
-            msgspec.structs.replace(state, state="complete", snapshot=self.result.snapshot, shared=shared)
+            msgspec.structs.replace(
+                self.state, state="complete", snapshot=self.result.snapshot, shared=shared
+            )
         )
 
 

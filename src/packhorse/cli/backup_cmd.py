@@ -1,0 +1,35 @@
+"""`packhorse backup` (hidden): the process in which `run` saves what changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from packhorse.cli import console, context
+
+
+@click.command("backup", hidden=True)
+@click.option("--result", "result_file", type=click.Path(path_type=Path), required=True)
+@click.option("--deadline", type=float, default=None, help="Seconds until it must be over.")
+@console.shared_options
+def command(result_file: Path, deadline: float | None) -> None:
+    """Save what changed in the directories of run.backup; write what was saved to --result."""
+    import msgspec
+
+    from packhorse import atomic
+    from packhorse.progress import Silent
+    from packhorse.transfer.workplace import Workplace
+    from packhorse.worker.backup import backup
+
+    place = Workplace(context.load(), os.environ)
+    saved = backup(place, Silent(), console.warn, seconds=deadline)
+    atomic.write_file(result_file, msgspec.json.encode(saved))
+    if saved.pushed:
+        console.note(
+            f"saved {saved.files:,} files, {console.megabytes(saved.bytes)} "
+            f"({console.megabytes(saved.transferred_bytes)} sent) to {saved.tag}"
+        )
+    if saved.unsaved:
+        console.warn(f"{len(saved.unsaved)} files were not saved in time, the first is {saved.unsaved[0]}")

@@ -1,0 +1,54 @@
+"""`packhorse pull`: restore a snapshot into the root."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from packhorse.cli import console, context
+
+
+@click.command("pull")
+@click.argument("snapshot", default="")
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests at a time."
+)
+@console.shared_options
+def command(snapshot: str, threads: int) -> None:
+    """Make the root hold what the tag points to, or SNAPSHOT (an id, or at least eight digits of it).
+
+    A pull that was interrupted goes on where it was. Files of models/, deps/ and pip/ that changed here are
+    left alone.
+    """
+    from packhorse import session
+    from packhorse.transfer.pull import find, pull
+    from packhorse.transfer.workplace import Workplace
+
+    place = Workplace(context.load(), os.environ)
+    session.clean(place.root)
+    target = find(
+        place.store, place.config.storage.tag, lambda: place.interpreter, place.fingerprint, snapshot
+    )
+    with console.progress() as progress:
+        result = pull(
+            place.root,
+            place.store,
+            target,
+            interpreter=lambda: place.interpreter,
+            progress=progress,
+            warn=console.warn,
+            waiting=context.waiting,
+            threads=threads,
+        )
+    for path in result.kept:
+        console.warn(f"{path} changed here and was left alone; the next push or backup saves it")
+    if result.pulled:
+        text = (
+            f"Pulled {' and '.join(result.pulled)}: {result.files:,} files, {console.megabytes(result.bytes)}, "
+            f"{console.megabytes(result.transferred_bytes)} fetched in {result.seconds:.1f} s.\n"
+            f"Snapshot {result.snapshot}"
+        )
+    else:
+        text = f"The root already holds this.\nSnapshot {result.snapshot}"
+    console.result(result, text)

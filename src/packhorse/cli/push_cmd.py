@@ -1,0 +1,50 @@
+"""`packhorse push`: save the root as a snapshot."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from packhorse.cli import console, context
+
+
+@click.command("push")
+@click.option(
+    "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="Compression level of zstd."
+)
+@console.shared_options
+def command(level: int) -> None:
+    """Save the packages, models and other persistent files of the root under the tag.
+
+    What the store already has is not sent again.
+    """
+    from packhorse.root import PERSISTENT
+    from packhorse.transfer.push import push
+    from packhorse.transfer.workplace import Workplace
+
+    place = Workplace(context.load(), os.environ)
+    context.mind_default_store(place.config)
+    with console.progress() as progress:
+        result = push(
+            place.root,
+            place.store,
+            place.config.storage.tag,
+            interpreter=lambda: place.interpreter,
+            progress=progress,
+            warn=console.warn,
+            directories=PERSISTENT,
+            exclude=place.config.run.exclude,
+            level=level,
+        )
+    for path in result.unsaved:
+        console.warn(f"{path} changed while it was read; the next push saves it")
+    if result.pushed:
+        text = (
+            f"Pushed {' and '.join(result.pushed)} to {result.tag}: {result.files:,} files, "
+            f"{console.megabytes(result.bytes)}, {console.megabytes(result.transferred_bytes)} sent "
+            f"in {result.seconds:.1f} s.\nSnapshot {result.snapshot}"
+        )
+    else:
+        text = f"Nothing has changed: {result.tag} already holds this.\nSnapshot {result.snapshot}"
+    console.result(result, text)

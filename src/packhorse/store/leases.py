@@ -1,0 +1,67 @@
+"""Leases: of the workers that want to build the same environment, one builds and the others wait.
+
+Needs no conditional write: each puts a claim, and the oldest living one, by the store's clock, holds the lease.
+Should two build after all, that is waste and no harm: both push the same content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+
+from packhorse.errors import StorageError
+from packhorse.store.objects import Store
+
+ALIVE = 60.0
+"""Seconds without a sign of life after which a claim counts no more."""
+SIGN = 15.0
+"""Seconds between signs of life."""
+
+
+class Lease:
+    """A claim on building `name`; use as a context."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._prefix = f"leases/{name}/"
+        self._nonce = secrets.token_hex(8)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._signs, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._store.put(f"{self._prefix}{self._nonce}.claim", b"")
+        self._sign()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(StorageError):  # without signs the claim stops counting by itself
+            self._store.delete([f"{self._prefix}{self._nonce}.{kind}" for kind in ("claim", "sign")])
+
+    def held(self) -> bool:
+        """Whether this claim is the oldest living one. Raises StorageError."""
+        claims: dict[str, int] = {}
+        signs: dict[str, int] = {}
+        for item in self._store.list(self._prefix):
+            nonce, _, kind = item.key.rpartition("/")[2].partition(".")
+            (claims if kind == "claim" else signs)[nonce] = item.modified
+        now = signs.get(self._nonce, 0)
+        living = [
+            (claimed, nonce)
+            for nonce, claimed in claims.items()
+            if now - signs.get(nonce, claimed) < ALIVE * 1000
+        ]
+        return min(living, default=(0, self._nonce))[1] == self._nonce
+
+    def _sign(self) -> None:
+        self._store.put(f"{self._prefix}{self._nonce}.sign", b"")
+
+    def _signs(self) -> None:
+        while not self._ended.wait(SIGN):
+            try:
+                self._sign()
+            except StorageError:
+                continue

@@ -1,0 +1,178 @@
+"""Boot: before the child starts, make the root hold the environment of this worker.
+
+Pulls the newest snapshot of its fingerprint; where there is none, installs and pushes under a lease, so that one
+worker builds while the others wait. Runs in a process of its own, which ends before the child starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from packhorse.errors import IntegrityError, NoSuchSnapshotError, PackhorseError, StorageError
+from packhorse.progress import Progress
+from packhorse.transfer.pull import PullResult, Target, find, pull
+from packhorse.transfer.push import PushResult, push
+from packhorse.transfer.workplace import Workplace
+
+POLL = 2.0
+"""Seconds between two looks at a lease that another worker holds."""
+
+
+class BootFacts(msgspec.Struct):
+    """How the root came to hold the environment."""
+
+    action: str
+    """`pulled`, `installed`, `unchanged` or `nothing` (nothing is configured and nothing stored)."""
+    snapshot: str = ""
+    seconds: float = 0.0
+    pull: PullResult | None = None
+    push: PushResult | None = None
+    warning: str = ""
+
+
+class Boot:
+    """One boot."""
+
+    def __init__(
+        self, place: Workplace, progress: Progress, note: Callable[[str], None], warn: Callable[[str], None]
+    ) -> None:
+        self.place, self.progress, self.note, self.warn = place, progress, note, warn
+        self.config = place.config
+
+    def bring_up(self, snapshot: str = "") -> BootFacts:
+        """Make the root ready for the child, from `snapshot` if that is given.
+
+        Raises NoSuchSnapshotError, IntegrityError, StorageError, NoSpaceError or PackhorseError where it cannot.
+        """
+        started = time.monotonic()
+        facts = self._bring_up(snapshot)
+        facts.seconds = time.monotonic() - started
+        if facts.warning:
+            self.warn(facts.warning)
+        return facts
+
+    def _bring_up(self, snapshot: str) -> BootFacts:
+        if self._in_use():
+            if not snapshot and self._fits():
+                return BootFacts("unchanged", self.place.root.state().snapshot)
+            raise PackhorseError(
+                f"The packages of {self.place.root.path} are in use by a running command, and are not those that "
+                "this configuration asks for.",
+                "Stop that command, or give this one another root.",
+            )
+        try:
+            target = self._target(snapshot)
+        except StorageError as error:
+            if not snapshot and self._fits(whole=True):
+                return BootFacts(
+                    "unchanged",
+                    self.place.root.state().snapshot,
+                    warning=f"{error.what} The root already holds this environment, so the command starts with it.",
+                )
+            return self._instead(error, snapshot)
+        if target is None:
+            return self._install()
+        try:
+            pulled = self._pull(target)
+        except (IntegrityError, StorageError) as error:
+            return self._instead(error, snapshot)
+        if self.config.environment.configured and not snapshot and not target.snapshot.packages:
+            return self._install()  # the tag has shared files only
+        return BootFacts("pulled" if pulled.pulled else "unchanged", pulled.snapshot, pull=pulled)
+
+    def _target(self, snapshot: str) -> Target | None:
+        try:
+            return find(
+                self.place.store,
+                self.config.storage.tag,
+                lambda: self.place.interpreter,
+                self.place.fingerprint,
+                snapshot,
+            )
+        except NoSuchSnapshotError:
+            if snapshot or self.config.run.on_missing == "fail":
+                raise
+            return None
+
+    def _in_use(self) -> bool:
+        with self.place.root.packages_unused() as free:
+            return not free
+
+    def _fits(self, *, whole: bool = False) -> bool:
+        """Whether the root holds this configuration's packages (`whole`: and they are all that was configured)."""
+        state = self.place.root.state()
+        if state.state != "complete":
+            return not self.config.environment.configured and not whole
+        return state.fingerprint == self.place.fingerprint
+
+    def _pull(self, target: Target) -> PullResult:
+        return pull(
+            self.place.root,
+            self.place.store,
+            target,
+            interpreter=lambda: self.place.interpreter,
+            progress=self.progress,
+            warn=self.warn,
+            waiting=lambda holder: self.note(f"waiting for {holder}, which is changing this root"),
+        )
+
+    def _instead(self, error: PackhorseError, snapshot: str) -> BootFacts:
+        """What to do when the snapshot cannot be restored: fail, or install where the configuration says so."""
+        if (
+            snapshot
+            or self.config.run.on_restore_failure != "install"
+            or not self.config.environment.configured
+        ):
+            raise error
+        self.warn(f"{error.what} Installing instead, as run.on-restore-failure says.")
+        return self._install(leased=False)
+
+    def _install(self, *, leased: bool = True) -> BootFacts:
+        if not self.config.environment.configured:
+            return BootFacts("nothing")
+        if not leased:
+            return self._build()
+        from packhorse.store.leases import Lease
+
+        tag = self.config.storage.tag
+        try:
+            with Lease(self.place.store, f"{tag}-{self.place.fingerprint[:16]}") as lease:
+                waited = False
+                while not lease.held():
+                    if not waited:
+                        self.note("another worker is building this environment; waiting for its snapshot")
+                        waited = True
+                    time.sleep(POLL)
+                target = self._target("")
+                if target is not None and target.snapshot.packages:  # pushed by another while we waited
+                    pulled = self._pull(target)
+                    return BootFacts("pulled", pulled.snapshot, pull=pulled)
+                return self._build()
+        except StorageError as error:
+            return self._instead(error, "")
+
+    def _build(self) -> BootFacts:
+        """Install, then push; an environment that cannot be saved still serves this worker."""
+        from packhorse.install.environment import install
+
+        tag = self.config.storage.tag
+        self.note(f"{tag} has no snapshot of this environment: installing it")
+        install(self.place.root, self.config, self.place.environ, self.progress, self.note)
+        facts = BootFacts("installed")
+        try:
+            facts.push = push(
+                self.place.root,
+                self.place.store,
+                tag,
+                interpreter=lambda: self.place.interpreter,
+                progress=self.progress,
+                warn=self.warn,
+                exclude=self.config.run.exclude,
+            )
+            facts.snapshot = facts.push.snapshot
+        except StorageError as error:
+            facts.warning = f"The environment was installed but not saved: {error}"
+        return facts
