@@ -1,0 +1,372 @@
+"""One check for each kind of value in the configuration: counts, durations, sizes, paths, URLs, names.
+
+A check takes a raw value and its place, and returns the typed value or raises ConfigError, which names the
+place and what is allowed, and never repeats what may be a credential. Knows no key and no file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_args
+
+import msgspec
+
+from packhorse.errors import ConfigError
+
+_SECRET_NAME = re.compile(
+    r"secret|passw|token|credential|(access|application|api|account)[-_]?key", re.IGNORECASE
+)
+
+
+class Place(NamedTuple):
+    """Where a value stands: its name for messages, and what relative paths and `~` in it refer to."""
+
+    name: str
+    """Such as `/app/packhorse.toml: network.attempts`, `PACKHORSE_NETWORK_ATTEMPTS` or `--root`."""
+    directory: Path
+    environ: Mapping[str, str]
+    text: bool = False
+    """Whether it is a variable or a flag, where numbers, truth and lists are written as text too."""
+
+    def below(self, key: str) -> Place:
+        """The place of `key` in a table here, or of `[0]` in a list."""
+        joint = "" if self.name.endswith(": ") or key.startswith("[") else "."
+        return self._replace(name=f"{self.name}{joint}{printable(key)}", text=False)
+
+    def refuse(self, expected: str, value: object, remedy: str = "") -> NoReturn:
+        """Raise ConfigError: not `expected` but `value` stands here."""
+        remedy = remedy or "Correct it, or leave it out for the default."
+        raise ConfigError(f"{self.name}: expected {expected}, got {_shown(value)}.", remedy)
+
+    def refuse_secret(self) -> NoReturn:
+        """Raise ConfigError without the value, since the message may end in a log."""
+        raise ConfigError(
+            f"{self.name}: credentials do not belong here.",
+            "Take them out (and renew them if others could read them). For a store set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY; for packages use ~/.netrc.",
+        )
+
+    def refuse_unknown(self, kind: str, hint: str, allowed: Iterable[str]) -> NoReturn:
+        """Raise ConfigError: there is no `kind` (key, variable) of the name that stands here."""
+        if _SECRET_NAME.search(self.name.split(": ")[-1]):
+            self.refuse_secret()
+        listed = ", ".join(allowed)
+        raise ConfigError(
+            f"{self.name}: there is no such {kind}.",
+            f"{hint}{f'Allowed here: {listed}.' if listed else ''}".strip(),
+        )
+
+
+Check = Callable[[object, Place], Any]
+
+
+def printable(value: object) -> str:
+    """`value` as text that any terminal takes, whatever bytes a path or variable held."""
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """A sentence that names the known word most like `word`; "" where none is like it."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1, cutoff=likeness)
+    return f"Did you mean {close[0]}? " if close else ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return msgspec.json.encode(value).decode() if abs(value) < 1e15 else "a number out of range"
+    if isinstance(value, str):
+        masked = re.sub(r"://\S*@", "://***@", value)
+        masked = re.sub(r"\?\S+", "?***", masked)
+        masked = masked if len(masked) <= 80 else f"{masked[:77]}..."
+        return msgspec.json.encode(printable(masked)).decode()
+    return "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a date or time"
+
+
+def toml(text: str, name: str) -> dict[str, Any]:
+    """The tables of a TOML document called `name`. Raises ConfigError."""
+    parser = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        parsed: dict[str, Any] = parser.loads(text)
+    except ValueError as error:
+        remedy = "Correct it; `packhorse init` writes a file to start from."
+        raise ConfigError(f"{name} is not valid TOML: {printable(error)}.", remedy) from error
+    return parsed
+
+
+# --- tables, lists and plain values ---
+
+
+def table(value: object, place: Place, checks: Mapping[str, Check]) -> dict[str, Any]:
+    """A table whose keys are those of `checks`."""
+    if not isinstance(value, dict):
+        place.refuse("a table", value)
+    for key in value:
+        if key not in checks:
+            place.below(key).refuse_unknown("key", did_you_mean(key, checks), checks)
+    return {key: checks[key](each, place.below(key)) for key, each in value.items()}
+
+
+def list_of(item: Check) -> Check:
+    """A list without repetitions; as text a TOML array, or parts between commas.
+
+    A comma inside brackets, or before a version operator, belongs to its part: `a[b,c]>=2,<3, d` has two parts.
+    """
+
+    def check(value: object, place: Place) -> tuple[object, ...]:
+        if place.text and isinstance(value, str):
+            if value.startswith("["):
+                value = toml(f"list = {value}", place.name)["list"]
+            else:
+                parts = re.split(r",(?![^\[(]*[\])])(?!\s*[<>=!~])", value)
+                value = [part.strip() for part in parts if part.strip()]
+        if not isinstance(value, list):
+            place.refuse("a list", value)
+        checked = [item(each, place.below(f"[{index}]")) for index, each in enumerate(value)]
+        return tuple(dict.fromkeys(checked))
+
+    return check
+
+
+def one_of(literal: object) -> Check:
+    """One of the words of a typing.Literal."""
+    words = get_args(literal)
+    expected = " or ".join(f'"{word}"' for word in words)
+
+    def check(value: object, place: Place) -> object:
+        if value not in words:
+            place.refuse(expected, value, "This version of packhorse takes nothing else.")
+        return value
+
+    return check
+
+
+def pattern(regular: str, expected: str) -> Check:
+    """Text that matches a regular expression as a whole."""
+
+    def check(value: object, place: Place) -> str:
+        text = _text(value, place, expected)
+        if not re.fullmatch(regular, text):
+            place.refuse(expected, value)
+        return text
+
+    return check
+
+
+def _text(value: object, place: Place, expected: str) -> str:
+    """Text on one line: no kind of value here may hold control characters."""
+    if not isinstance(value, str) or not value or any(ord(each) < 32 or ord(each) == 127 for each in value):
+        place.refuse(expected, value)
+    return value
+
+
+def boolean(value: object, place: Place) -> bool:
+    """True or false; as text also 1 and 0."""
+    if place.text and str(value).lower() in ("true", "1", "false", "0"):
+        return str(value).lower() in ("true", "1")
+    if not isinstance(value, bool):
+        place.refuse("true or false", value)
+    return value
+
+
+def count(value: object, place: Place) -> int:
+    """An integer of at least 1."""
+    if place.text and re.fullmatch(r"[0-9]{1,9}", str(value)):
+        value = int(str(value))
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 10**9:
+        place.refuse("an integer >= 1", value)
+    return value
+
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "b": 1}
+_BYTES |= {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)}
+_BYTES |= {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)}
+
+
+def _amount(value: object, units: Mapping[str, int]) -> float:
+    """A number, or text of a number and a unit, in the smallest unit; 0 for what is neither."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([a-z]*)", value.lower())
+        if match is None or match.group(2) not in units:
+            return 0
+        value = float(match.group(1)) * units[match.group(2)]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e15:
+        return 0
+    return value if math.isfinite(value) else 0
+
+
+def seconds(value: object, place: Place) -> float:
+    """A duration over 0."""
+    return _amount(value, _SECONDS) or place.refuse(
+        'a duration over 0, such as 90 (seconds), "90s", "10m" or "1h"', value
+    )
+
+
+def interval(value: object, place: Place) -> float:
+    """A duration over 0, or 0 for "off"."""
+    if value == "off":
+        return 0
+    return _amount(value, _SECONDS) or place.refuse('"off" or a duration over 0, such as "10m"', value)
+
+
+def size(value: object, place: Place) -> int:
+    """A number of bytes, at least 1."""
+    return int(_amount(value, _BYTES)) or place.refuse(
+        'a size such as 100000000 (bytes), "100MB" or "1GiB"', value
+    )
+
+
+# --- paths ---
+
+
+def path(value: object, place: Place) -> str:
+    """An absolute path, with `~` expanded; symbolic links stay."""
+    text = _text(value, place, "a path")
+    if text == "~" or text.startswith("~/"):
+        text = (place.environ.get("HOME") or os.path.expanduser("~")) + text[1:]
+    return os.path.abspath(os.path.join(place.directory, text))
+
+
+def file(value: object, place: Place) -> str:
+    """The path of a file on this machine."""
+    if isinstance(value, str) and "://" in value:
+        place.refuse("the path of a file", value, "Download it beside the configuration and name it here.")
+    return path(value, place)
+
+
+def search_directory(value: object, place: Place) -> str:
+    """A directory that will stand in PATH or PYTHONPATH, where a colon would cut it in two."""
+    directory = path(value, place)
+    if os.pathsep in directory:
+        place.refuse('a directory without ":" in its path', value)
+    return directory
+
+
+def root(value: object, place: Place) -> str:
+    """The root's directory."""
+    directory = search_directory(value, place)
+    if directory == "/":
+        place.refuse("a directory for packhorse alone", value)
+    return directory
+
+
+def interpreter(value: object, place: Place) -> str:
+    """The path of an interpreter, or its name on PATH."""
+    text = _text(value, place, "an interpreter's path or name")
+    return path(text, place) if "/" in text else text
+
+
+# --- packages ---
+
+
+def requirement(value: object, place: Place) -> str:
+    """A requirement, of which the beginning is checked here and the rest by the engine (PEP 508)."""
+    expected = 'a requirement such as "torch>=2,<3"'
+    text = _text(value, place, expected)
+    _refuse_credentials(text, place)
+    if not re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\]\s*)?([<>=!~(@;]|$)", text):
+        place.refuse(expected, value, "Options and paths belong in a requirements file.")
+    return text
+
+
+def module(value: object, place: Place) -> str:
+    """The dotted name of a module."""
+    expected = 'the name of a module, such as "torch" or "PIL.Image"'
+    text = _text(value, place, expected)
+    if not all(part.isidentifier() for part in text.split(".")):
+        remedy = "A module may be called otherwise than its package: flash-attn is imported as flash_attn."
+        place.refuse(expected, value, remedy)
+    return text
+
+
+def wheel_url(value: object, place: Place) -> str:
+    """The address of a wheel."""
+    expected = "the http(s) URL of a .whl file"
+    text = _web(value, place, expected)
+    if not re.split(r"[?#]", text)[0].endswith(".whl"):
+        place.refuse(expected, value)
+    return text
+
+
+def wheel_path(value: object, place: Place) -> str:
+    """The path of a wheel."""
+    wheel = file(value, place)
+    if not wheel.endswith(".whl"):
+        place.refuse("the path of a .whl file", value)
+    return wheel
+
+
+def links(value: object, place: Place) -> str:
+    """A page that links to wheels, or a directory of them."""
+    expected = "an http(s) URL or a directory"
+    text = _text(value, place, expected)
+    return _web(text, place, expected) if "://" in text else path(text, place)
+
+
+# --- addresses ---
+
+
+def _refuse_credentials(text: str, place: Place) -> None:
+    if re.search(r"://[^/?#\s]*@", text):  # the user part of RFC 3986, section 3.2
+        place.refuse_secret()
+
+
+def _web(value: object, place: Place, expected: str) -> str:
+    text = _text(value, place, expected)
+    _refuse_credentials(text, place)
+    if not re.match(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?([/?#]|$)", text, re.IGNORECASE):
+        place.refuse(expected, value)
+    return text
+
+
+def endpoint(value: object, place: Place) -> str:
+    """The address of a storage service."""
+    expected = 'an http(s) URL such as "https://s3.us-west-004.backblazeb2.com"'
+    text = _web(value, place, expected)
+    if re.search(r"[?#]", text):
+        place.refuse(expected, value)
+    return text.rstrip("/")
+
+
+def store(value: object, place: Place) -> str:
+    """The URL of a store; a path becomes a file:// URL."""
+    expected = "s3://BUCKET/PREFIX, gs://, az://, file:///DIRECTORY or a directory"
+    text = _text(value, place, expected)
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not separator and not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):
+        return _directory_url(path(text, place), place)
+    if scheme == "file" and rest.startswith("/"):
+        from urllib.parse import unquote
+
+        return _directory_url(os.path.abspath(unquote(rest)), place)
+    if scheme not in ("s3", "gs", "az"):
+        place.refuse(
+            expected,
+            re.split("[:/]", text)[0] + ":...",  # what follows may hold credentials
+            "Services that speak S3, as B2 and R2 do, are s3:// with storage.endpoint; file:/// has three slashes.",
+        )
+    bucket, _, prefix = rest.partition("/")
+    # A secret may hold slashes, and a SAS token is a query: nothing that could be one is repeated.
+    if re.search("[@?#]", rest) or ":" in bucket:
+        place.refuse_secret()
+    parts = [part for part in prefix.split("/") if part]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket) or {".", ".."} & set(parts):
+        place.refuse(expected, value)
+    return "/".join([f"{scheme}://{bucket}", *parts])
+
+
+def _directory_url(directory: str, place: Place) -> str:
+    if directory == "/":
+        place.refuse("a directory for the store alone", directory)
+    return Path(directory).as_uri()
