@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from packhorse import atomic
 from packhorse.errors import IntegrityError
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.index import Index
-from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
+from packhorse.snapshot.manifest import Directory, File, Frame, Hardlink, Manifest, Symlink
 from packhorse.snapshot.scan import Found, scan
-from packhorse.snapshot.writer import content_of
+from packhorse.snapshot.writer import content_of, content_on_disk
 from packhorse.store import tags
 from packhorse.store.objects import Store
 
@@ -59,6 +58,24 @@ class Local:
         """What lies in `packages/`."""
         return scan(os.fsencode(self.root.packages))
 
+    def holds(self, item: Found, entry: File, frames: Sequence[Frame]) -> bool:
+        """Whether a scanned file of `packages/` is the manifest's: by stat, and by content.
+
+        What the index does not vouch for (after a crash, or just written) is read.
+        """
+        same = (item.mode, item.signature.mtime, item.signature.size) == (entry.mode, entry.mtime, entry.size)
+        if item.kind != "file" or not same:
+            return False
+        path = PACKAGES + item.path
+        known = self.index.digests(path, item.signature)
+        if known is None:
+            try:
+                known = content_on_disk(os.path.join(os.fsencode(self.root.path), path), item.signature.size)
+            except OSError:
+                return False
+            self.index.add(path, item.signature, known)
+        return known == content_of(entry, frames)
+
     def equals(self, found: Sequence[Found], manifest: Manifest) -> bool:
         """Whether the scanned `packages/` is, by stat and index, what the manifest says."""
         if len(found) != len(manifest.entries):
@@ -68,13 +85,7 @@ class Local:
             if item.path != entry.path:
                 return False
             if isinstance(entry, File):
-                known = self.index.digests(PACKAGES + item.path, item.signature)
-                same = (
-                    item.kind == "file"
-                    and (item.mode, item.signature.mtime, item.signature.size)
-                    == (entry.mode, entry.mtime, entry.size)
-                    and known == content_of(entry, manifest.frames)
-                )
+                same = self.holds(item, entry, manifest.frames)
             elif isinstance(entry, Symlink):
                 same = item.kind == "symlink" and os.readlink(os.path.join(base, item.path)) == entry.target
             elif isinstance(entry, Directory):
@@ -85,8 +96,3 @@ class Local:
             if not same:
                 return False
         return True
-
-    @property
-    def staging(self) -> Path:
-        """Where trees are rebuilt before they are published."""
-        return self.root.staging

@@ -188,15 +188,12 @@ class _Restore:
         kept = {}
         for entry in manifest.entries:
             item = here.get(entry.path)
-            if isinstance(entry, File) and item is not None:
-                same = (item.mode, item.signature.mtime, item.signature.size) == (
-                    entry.mode,
-                    entry.mtime,
-                    entry.size,
-                )
-                known = self.local.index.digests(PACKAGES + item.path, item.signature) if same else None
-                if known is not None and known == content_of(entry, manifest.frames):
-                    kept[entry.path] = os.path.join(base, entry.path)
+            if (
+                isinstance(entry, File)
+                and item is not None
+                and self.local.holds(item, entry, manifest.frames)
+            ):
+                kept[entry.path] = os.path.join(base, entry.path)
         return Tree(self.root.staging / "packages", manifest, digest, kept=kept)
 
     def _refuse_foreign(self, manifest: Manifest) -> None:
