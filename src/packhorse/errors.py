@@ -57,3 +57,15 @@ class StorageError(PackhorseError):
 EXIT_SUPERVISOR = 125
 EXIT_CANNOT_EXECUTE = 126
 EXIT_NOT_FOUND = 127
+
+
+class CannotStartError(PackhorseError):
+    """The command of `run` or `exec` cannot be executed."""
+
+    exit_code = EXIT_CANNOT_EXECUTE
+
+
+class CommandNotFoundError(CannotStartError):
+    """The command of `run` or `exec` is not there."""
+
+    exit_code = EXIT_NOT_FOUND
