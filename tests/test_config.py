@@ -156,6 +156,10 @@ def test_every_key_can_be_a_variable(tmp_path: Path) -> None:
     )
 
 
+def test_space_around_a_variable_does_not_count(load: Load) -> None:
+    assert load("", {"PACKHORSE_NETWORK_ATTEMPTS": " 4\n"}).network.attempts == 4
+
+
 def test_an_empty_variable_counts_as_not_set_and_brackets_as_an_empty_list(load: Load) -> None:
     text = '[run]\nbackup = ["pip"]\n'
     assert load(text, {"PACKHORSE_RUN_BACKUP": ""}).run.backup == ("pip",)
@@ -197,6 +201,8 @@ def test_packhorse_toml_stands_before_pyproject_and_the_nearest_directory_before
     pyproject = inner / "pyproject.toml"
     pyproject.write_text('[project]\nname = "packhorse-user"\n')
     assert config.load({}, inner).storage.tag == "outer", "a pyproject.toml without our table is passed over"
+    pyproject.write_text("[project")
+    assert config.load({}, inner).storage.tag == "outer", "and so is a broken one that does not speak of us"
     pyproject.write_text('[tool.packhorse.storage]\ntag = "pyproject"\n')
     assert config.load({}, inner).storage.tag == "pyproject"
     (inner / "packhorse.toml").write_text('[storage]\ntag = "inner"\n')
@@ -317,6 +323,10 @@ def test_a_short_grace_shortens_the_stop_timeout(load: Load) -> None:
     assert load("[run]\ngrace = 3\n").run.stop_timeout == 1.5
     assert load("[run]\ngrace = 60\n").run.stop_timeout == 4
     assert load("[run]\ngrace = 3\nstop-timeout = 3\n").run.stop_timeout == 3
+
+
+def test_what_a_list_repeats_counts_once(load: Load) -> None:
+    assert load('[run]\nbackup = ["pip", "models", "pip"]\n').run.backup == ("pip", "models")
 
 
 def test_wheels_keep_their_order(load: Load) -> None:
@@ -527,6 +537,9 @@ def test_names_that_are_no_text_do_not_break_the_message(tmp_path: Path) -> None
     (directory / "packhorse.toml").write_text("root = 1")
     with pytest.raises(ConfigError) as caught:
         config.load({}, directory)
+    str(caught.value).encode("utf-8")
+    with pytest.raises(ConfigError) as caught:
+        config.load({}, tmp_path, root=f"{directory}:")
     str(caught.value).encode("utf-8")
     assert config.load({}, tmp_path, root=str(directory)).root == directory
 
