@@ -55,10 +55,12 @@ def test_the_wheel_holds_the_package_its_types_its_templates_and_its_licence(whe
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     source = CHECKOUT / "src"
-    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    caches = {
+        file for file in files if "__pycache__" in file.parts or any(p.startswith(".") for p in file.parts)
+    }
     with zipfile.ZipFile(wheel) as archive:
-        missing = files - set(archive.namelist())
-    assert not {name for name in missing if not name.endswith(".pyc")}
+        assert files - caches <= {Path(name) for name in archive.namelist()}
 
 
 def test_the_version_is_the_wheels(wheel: Path, installed: Path, environ: dict[str, str]) -> None:
