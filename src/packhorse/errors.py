@@ -20,7 +20,8 @@ class PackhorseError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.what} {self.remedy}".strip()
+        joint = "\n" if "\n" in self.what else " "  # `what` may end with lines that a program printed
+        return f"{self.what}{joint}{self.remedy}".strip()
 
 
 class ConfigError(PackhorseError):
