@@ -1,0 +1,68 @@
+"""`packhorse install`: make packages/ what the configuration asks for, and check it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from packhorse.cli import console, context
+
+if TYPE_CHECKING:
+    from packhorse.install.environment import InstallResult
+
+
+@click.command("install")
+@click.option("--reinstall", is_flag=True, help="Install even if everything is up to date.")
+@console.shared_options
+def command(reinstall: bool) -> None:
+    """Install the environment into the root and check it.
+
+    What is there stays in force until the new environment is complete and its modules have been imported.
+    """
+    from packhorse.errors import PackhorseError
+    from packhorse.install.environment import install
+
+    loaded = context.load()
+    root = context.open_root(loaded)
+    if root.state().state == "partial" and not reinstall:
+        raise PackhorseError(
+            f"{root.path} is being restored: a pull has not been finished.",
+            "Run `packhorse pull` first, or `packhorse install --reinstall` to build the environment anew.",
+        )
+    signal.signal(signal.SIGTERM, _stop)
+    with console.progress() as progress:
+        done = install(
+            root,
+            loaded,
+            os.environ,
+            progress,
+            console.note,
+            reinstall=reinstall,
+            on_wait=context.waiting,
+        )
+    console.result(done, _table(done))
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End by an exception, so that pip is stopped and nothing half done stays."""
+    sys.exit(128 + number)
+
+
+def _table(done: InstallResult) -> str:
+    size = f"{done.distributions} distributions, {done.files:,} files, {console.megabytes(done.bytes)}"
+    if not done.installed:
+        return f"Up to date: {size}."
+    width = max((len(outcome.module) for outcome in done.imports), default=0)
+    lines = [f"import {outcome.module:{width}}  {outcome.seconds:7.2f} s" for outcome in done.imports]
+    lines += [
+        f"Installed {size} in {done.seconds:.1f} s.",
+        f"The root holds {console.megabytes(done.root_bytes)}, at its peak "
+        f"{console.megabytes(done.peak_root_bytes)}; the OS disk grew by {console.megabytes(done.os_disk_bytes)}.",
+        f"Log: {done.log}",
+    ]
+    return "\n".join(lines)

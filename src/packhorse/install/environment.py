@@ -1,0 +1,282 @@
+"""Installation, whole: pip → extra wheels → import check → exchange, all inside the root.
+
+Promises that the environment in force stays as it was, and usable, until the new one is complete and checked,
+whatever goes wrong and whenever packhorse is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from packhorse import atomic, redirect, session
+from packhorse.config import Config
+from packhorse.errors import ConfigError, PackhorseError
+from packhorse.install import fingerprint, imports, wheels
+from packhorse.install.interpreter import Interpreter, worker_interpreter
+from packhorse.install.log import Log
+from packhorse.install.pip import Engine
+from packhorse.progress import Progress
+from packhorse.root import Root, State
+from packhorse.session import Session
+from packhorse.watch.disk import Watch, usage
+
+_LEAST_SPACE = 64 << 20
+_PATIENCE = 30.0
+"""Seconds that a finished installation waits for short commands that still use the environment before it."""
+
+
+class InstallResult(msgspec.Struct):
+    """What an installation did. Sizes are bytes; `installed` is False where everything was up to date.
+
+    `root_bytes` is what the root holds at the end, `peak_root_bytes` at its largest, `os_disk_bytes` the growth
+    of the OS disk outside the root; the last two are 0 where nothing was installed.
+    """
+
+    fingerprint: str
+    installed: bool
+    distributions: int
+    files: int
+    bytes: int
+    seconds: float
+    root_bytes: int
+    peak_root_bytes: int = 0
+    os_disk_bytes: int = 0
+    peak_rss_bytes: int = 0
+    wheels: list[wheels.Override] = []
+    imports: list[imports.ImportOutcome] = []
+    log: str = ""
+
+
+def install(
+    root: Root,
+    config: Config,
+    environ: Mapping[str, str],
+    progress: Progress,
+    note: Callable[[str], None],
+    *,
+    reinstall: bool = False,
+    on_wait: Callable[[str], None] | None = None,
+) -> InstallResult:
+    """Make `packages/` what the configuration asks for, unless it is that already.
+
+    `environ` is the environment that the worker would start from. `on_wait` is told who else is changing the
+    root, if that must be waited for. Raises ConfigError where nothing is configured or a file is missing,
+    NoSpaceError, and PackhorseError where pip or an import fails or a command uses the environment.
+    """
+    started = time.monotonic()
+    if not config.environment.configured:
+        raise ConfigError(
+            "Nothing to install is configured.",
+            "Add requirements, dependencies or wheels under [environment] in packhorse.toml; "
+            "`packhorse init` writes one.",
+        )
+    config.environment.check_files()
+    interpreter = worker_interpreter(config.environment.python, environ)
+    wanted = fingerprint.fingerprint(config.environment, interpreter)
+    with root.writing(on_wait):
+        session.clean(root)
+        if not reinstall and _up_to_date(root, wanted):
+            result = InstallResult(wanted, False, *_counted(root.packages), 0.0, usage(root.path).bytes)
+        else:
+            result = _Installation(root, config, environ, interpreter, progress, note).run(wanted)
+    result.seconds = round(time.monotonic() - started, 3)
+    result.peak_rss_bytes = max(
+        resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return result
+
+
+def _up_to_date(root: Root, wanted: str) -> bool:
+    state = root.state()
+    with os.scandir(root.packages) as entries:
+        return (
+            state.state in ("complete", "sparse")
+            and state.fingerprint == wanted
+            and any(True for _ in entries)
+        )
+
+
+def _counted(packages: Path) -> tuple[int, int, int]:
+    """The distributions, files and bytes of a generation."""
+    return (sum(1 for _ in wheels.distributions(packages)), *usage(packages))
+
+
+class _Installation:
+    """One installation on its way; the root is held against other writers."""
+
+    def __init__(
+        self,
+        root: Root,
+        config: Config,
+        environ: Mapping[str, str],
+        interpreter: Interpreter,
+        progress: Progress,
+        note: Callable[[str], None],
+    ) -> None:
+        self.root, self.config, self.environ = root, config, environ
+        self.interpreter, self.progress, self.note = interpreter, progress, note
+        # Not where a pull rebuilds packages/: it goes on with what it finds there.
+        self.staging = root.staging / "installed"
+
+    def run(self, wanted: str) -> InstallResult:
+        root = self.root
+        root.require_space(_LEAST_SPACE, "an installation")
+        with root.packages_unused() as unused:
+            if not unused:
+                raise _in_use(root)
+        with Watch(root.path) as watch:
+            with (
+                _no_writer_left(root) as holding,
+                Session(root) as own,
+                contextlib.closing(Log(root.logs, own.id)) as log,
+            ):
+                atomic.remove_tree(root.staging)
+                try:
+                    os.makedirs(self.staging, mode=0o700)
+                    brought = self._bring(own, log, watch, holding)
+                    outcomes = self._check(own, log)
+                    counted = _counted(self.staging)
+                    self._put_in_force(wanted)
+                finally:
+                    atomic.remove_tree(root.staging)
+            root_bytes, peak, os_disk = watch.summary()
+        return InstallResult(
+            wanted,
+            True,
+            *counted,
+            seconds=0.0,
+            root_bytes=root_bytes,
+            peak_root_bytes=peak,
+            os_disk_bytes=os_disk,
+            wheels=brought,
+            imports=outcomes,
+            log=str(log.path),
+        )
+
+    def _bring(self, own: Session, log: Log, watch: Watch, holding: int) -> list[wheels.Override]:
+        environment = self.config.environment
+        engine = Engine(
+            interpreter=self.interpreter,
+            environ=self.environ,
+            directory=self.config.file.parent if self.config.file else Path.cwd(),
+            settings=self.config.network,
+            session=own,
+            log=log,
+            watch=watch,
+            progress=self.progress,
+            note=self.note,
+            holding=holding,
+            keep_downloads=environment.keep_downloads,
+        )
+        if environment.requirements or environment.dependencies:
+            engine.install(environment.requirements, environment.dependencies, self.staging)
+        return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
+
+    def _check(self, own: Session, log: Log) -> list[imports.ImportOutcome]:
+        redirect.prepare(self.root)
+        changed = redirect.changes(
+            self.root,
+            self.environ,
+            tmp=own.tmp,
+            build=own.build,
+            app_path=self.config.run.app_path,
+            packages=self.staging,
+            keep_downloads=self.config.environment.keep_downloads,
+        )
+        outcomes = imports.check(
+            self.config.environment.verify,
+            interpreter=self.interpreter,
+            environ=redirect.environment(self.environ, changed),
+            directory=own.build,  # empty: a module must come from packages/, not from where packhorse was called
+            log=log,
+            before=lambda module: self.progress.stage(f"importing {module}"),
+        )
+        failed = [f"`import {outcome.module}`: {outcome.error}" for outcome in outcomes if not outcome.ok]
+        if failed:
+            raise PackhorseError(
+                f"The new environment failed the import check and was not put in force. {'; '.join(failed)}.",
+                f"Correct the requirements (or environment.verify). The whole output is in {log.path}.",
+            )
+        return outcomes
+
+    def _put_in_force(self, wanted: str) -> None:
+        root, before = self.root, self.root.state()
+        self.progress.stage("flushing to the disk")
+        _flush(self.staging)
+        with _once_unused(root, self.note):
+            # Whoever finds this state finds whole packages of one of the two fingerprints, and asks no further.
+            root.record(State(shared=before.shared))
+            try:
+                root.exchange_packages(self.staging)
+            except BaseException:
+                if self.staging.exists():  # not exchanged
+                    root.record(before)
+                raise
+            root.record(
+                State(
+                    state="complete",
+                    fingerprint=wanted,
+                    soabi=self.interpreter.soabi,
+                    platform=self.interpreter.platform,
+                    shared=before.shared,
+                    durable=True,
+                )
+            )
+        root.remove_retired()
+
+
+@contextlib.contextmanager
+def _no_writer_left(root: Root) -> Iterator[int]:
+    """A lock, as a descriptor for pip to inherit: it is had when no pip of a killed installation writes any more."""
+    descriptor = os.open(root.private / "installing.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _once_unused(root: Root, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold `packages/` exclusively, with some patience for commands that are about to end."""
+    deadline = time.monotonic() + _PATIENCE
+    told = False
+    while True:
+        with root.packages_unused() as unused:
+            if unused:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise _in_use(root)
+        if not told:
+            note(f"installed; waiting up to {_PATIENCE:.0f} s for a command that uses the environment before")
+            told = True
+        time.sleep(0.1)
+
+
+def _in_use(root: Root) -> PackhorseError:
+    return PackhorseError(
+        f"The environment in {root.path} is in use by a running command.",
+        "Stop it and install again, or install into another root with --root.",
+    )
+
+
+def _flush(path: Path) -> None:
+    """Wait until all of the file system is on its disk (syncfs(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(descriptor)

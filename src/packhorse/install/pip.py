@@ -1,0 +1,247 @@
+"""The pip engine: runs pip so that all it writes lies inside the root, and tells why it failed.
+
+Promises that indexes, certificates and credentials of the user's own pip configuration keep working, that
+nothing in it can lead the installation elsewhere, and that no credentials reach the log or an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from packhorse import redirect
+from packhorse.config import Network
+from packhorse.errors import NoSpaceError, PackhorseError
+from packhorse.install import network, process
+from packhorse.install.interpreter import Interpreter
+from packhorse.install.log import Log, without_credentials
+from packhorse.progress import Progress
+from packhorse.session import Session
+from packhorse.watch.disk import Watch
+
+_SHOWN = 10_000_000
+"""Bytes from which a download is a stage of its own in the progress."""
+_NEARLY_FULL = 8 << 20
+_MARK = "Progress "
+
+# pip reads every option from PIP_<OPTION> too. What would install elsewhere, or nothing, or more:
+_REMOVED = (
+    *("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_LOG", "PIP_LOG_FILE"),
+    *("PIP_REQUIREMENT", "PIP_EDITABLE", "PIP_GROUP", "PIP_REQUIREMENTS_FROM_SCRIPT"),
+    *("PIP_PLATFORM", "PIP_PYTHON_VERSION", "PIP_IMPLEMENTATION", "PIP_ABI"),
+    "PACKHORSE_PACKAGES",
+)
+# Those that a pip.conf may turn on, where only a value turns them off:
+_OFF = (
+    *("PIP_USER", "PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV", "PIP_NO_CLEAN", "PIP_VERBOSE", "PIP_QUIET"),
+    *("PIP_UPGRADE", "PIP_DEBUG"),
+)
+
+
+class Command(NamedTuple):
+    """The words that start a pip for an interpreter, and pip's version."""
+
+    words: tuple[str, ...]
+    version: tuple[int, int]
+
+
+def find(interpreter: Interpreter, environ: Mapping[str, str]) -> Command:
+    """The interpreter's own pip, else that of packhorse's Python. Raises PackhorseError where there is none."""
+    for path, more, oldest in (
+        (interpreter.path, (), (9, 0)),
+        (sys.executable, ("--python", interpreter.path), (22, 3)),
+    ):
+        version = _version(path, environ)
+        if version is not None and version >= oldest:
+            return Command((path, "-I", "-m", "pip", *more), version)
+    raise PackhorseError(
+        f"There is no pip for {interpreter.path} (Python {interpreter.version}).",
+        f"Run `{shlex.quote(interpreter.path)} -m ensurepip`, or install pip beside packhorse.",
+    )
+
+
+def _version(path: str, environ: Mapping[str, str]) -> tuple[int, int] | None:
+    answer = subprocess.run(
+        [path, "-I", "-c", "import pip; print(pip.__version__)"],
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    major, _, rest = answer.stdout.strip().partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """pip, for one installation."""
+
+    interpreter: Interpreter
+    environ: Mapping[str, str]
+    """The environment of the caller; the engine makes pip's out of it."""
+    directory: Path
+    """Where relative paths in requirements files lead from."""
+    settings: Network
+    session: Session
+    log: Log
+    watch: Watch
+    progress: Progress
+    note: Callable[[str], None]
+    holding: int | None = None
+    """A descriptor that pip inherits: the lock it holds is free when no pip writes any more."""
+    keep_downloads: bool = False
+    sleep: Callable[[float], None] = time.sleep
+
+    def install(self, requirements: Sequence[str], lines: Sequence[str], target: Path, *options: str) -> None:
+        """Install into `target` what the files `requirements` and the `lines` of another such file say.
+
+        Raises PackhorseError with pip's last lines, NoSpaceError where a full disk was the reason.
+        """
+        environ = pip_environ(self.session, self.environ, keep_downloads=self.keep_downloads)
+        command = find(self.interpreter, environ)
+        files = list(requirements)
+        if lines:
+            # A file, not arguments: what stands in URLs is nobody's who lists processes.
+            path = self.session.tmp / "dependencies.txt"
+            path.touch(mode=0o600)
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            files.append(str(path))
+        arguments = [
+            *("install", "--target", str(target), "--cache-dir", environ["PIP_CACHE_DIR"], "--retries", "0"),
+            *("--no-input", "--disable-pip-version-check", "--no-warn-script-location"),
+            *("--progress-bar", "raw" if command.version >= (24, 1) else "off"),
+            *("--prefix", "", "--root", "/"),  # what these are without a pip.conf
+            *options,
+            *(word for file in files for word in ("--requirement", file)),
+        ]
+        attempts = network.Attempts(self.settings, self.note, self.sleep)
+        attempts.run(lambda timeout: self._attempt([*command.words, *arguments], environ, timeout))
+
+    def _attempt(self, command: Sequence[str], environ: Mapping[str, str], timeout: float) -> None:
+        details = self.session.tmp / "pip-details.log"
+        details.unlink(missing_ok=True)
+        command = [*command, "--timeout", f"{timeout:g}", "--log", str(details)]
+        self.log.begin(command)
+        self.watch.reset_lowest()
+        reader = _Reader(self)
+        ended = process.run(
+            command,
+            environ=environ,
+            directory=self.directory,
+            on_line=reader.line,
+            holding=self.holding,
+        )
+        skipped = network.skipped_pages(_lines(details))
+        if ended.code == 0:
+            for line in skipped:
+                self.note(f"warning: pip went on without an index that did not answer. {line}")
+            return
+        self.watch.look()
+        raise self._error(network.judge(reader.output, _lines(details)), ended.code, reader.too_large)
+
+    def _error(self, failure: network.Failure, code: int, too_large: bool) -> PackhorseError:
+        """What to raise. A full disk is looked for first: pip words it as a network that broke."""
+        said = f"pip's last lines were:\n{self.log.last_lines}"
+        whole = f"Its whole output is in {self.log.path}."
+        full = self.watch.lowest_free < _NEARLY_FULL
+        if full or failure.kind == "space" or (failure.kind == "network" and too_large):
+            return NoSpaceError(
+                f"The disk of {self.session.root.path} was full while pip worked. {said}",
+                f"Free some space, or choose a root on a larger disk with --root. {whole}",
+            )
+        if failure.kind == "network":
+            file = f" ({failure.file})" if failure.file else ""
+            return network.NetworkError(
+                failure,
+                f"pip could not download all it needs: {failure.reason}{file}. {said}",
+                f"Check the network, and try again. {whole}",
+            )
+        how = f"exit code {code}" if code >= 0 else process.signal_name(-code)
+        return PackhorseError(
+            f"pip could not install the environment ({how}). {said}",
+            f"Correct the requirements, or what pip complains about, and try again. {whole}",
+        )
+
+
+class _Reader:
+    """Follows the output of one pip: into the log and the progress, and keeps it for the judgement."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._log, self._watch = engine.log, engine.watch
+        self._progress, self._note = engine.progress, engine.note
+        self.output: list[str] = []
+        self.too_large = False
+        """A file was larger than what was free when its download began."""
+        self._file = network.Download("", 0)
+        self._done = -1
+        self._progress.stage("resolving and downloading")
+
+    def line(self, text: str) -> None:
+        if text.startswith(_MARK):
+            self._advance(text)
+            return
+        line = self._log.add(text)
+        self.output.append(line)
+        started = network.download(line)
+        if started is not None:
+            self._file = started
+            self.too_large = self.too_large or started.size > self._watch.look()
+        elif "WARNING" in line or "error" in line.lower():
+            self._watch.look()  # before pip removes what filled the disk
+            if "Attempting to resume" in line:
+                self._note(f"{self._file.file}: {line.strip().removeprefix('WARNING: ')}")
+        elif line.startswith("Installing collected packages:"):
+            self._progress.stage(f"installing {line.count(',') + 1} distributions")
+
+    def _advance(self, text: str) -> None:
+        """Follow pip's `Progress DONE of TOTAL` of files that are worth showing."""
+        words = text.split()
+        if len(words) != 4 or not (words[1].isdigit() and words[3].isdigit()):
+            return
+        done, total = int(words[1]), int(words[3])
+        if total < _SHOWN:
+            return
+        if done <= self._done or self._done < 0:
+            self._progress.stage(f"downloading {self._file.file}", total)
+            self._done = 0
+        self._progress.advance(done - self._done)
+        self._done = done if done < total else -1
+
+
+def pip_environ(
+    session: Session, inherited: Mapping[str, str], *, keep_downloads: bool = False
+) -> dict[str, str]:
+    """The environment of pip: under the redirect table, but out of sight of the worker's packages."""
+    root = session.root
+    changed = redirect.changes(
+        root, inherited, tmp=session.tmp, build=session.build, keep_downloads=keep_downloads
+    )
+    changed |= {"PYTHONPATH": _without_root(inherited.get("PYTHONPATH", ""), root.path)}
+    changed |= {"PATH": _without_root(inherited.get("PATH", os.defpath), root.path)}
+    changed |= dict.fromkeys(_REMOVED) | dict.fromkeys(_OFF, "0")
+    # COLUMNS: pip breaks its messages at the width of a terminal, through the names of files too.
+    changed |= {"PIP_ROOT_USER_ACTION": "ignore", "COLUMNS": "1000"}
+    changed |= {"PIP_SRC": str(root.deps / "src"), "PIP_REPORT": str(session.tmp / "pip-report.json")}
+    return redirect.environment(inherited, changed)
+
+
+def _without_root(path_list: str, root: Path) -> str | None:
+    kept = [part for part in path_list.split(os.pathsep) if part and root not in Path(part).parents]
+    return os.pathsep.join(kept) or None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            yield from (without_credentials(line.rstrip("\n")) for line in file)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,131 @@
+"""The extra wheels: installed last, in their order, each over what the resolver chose.
+
+Promises that a wheel takes the place of the distribution of its name and of nothing else: `bin/` and namespace
+packages keep what others have in them (unlike `pip install --target --upgrade`, which replaces them).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import msgspec
+from packaging.utils import canonicalize_name
+
+from packhorse import atomic
+from packhorse.config import Wheel
+from packhorse.install.pip import Engine
+
+
+class Override(msgspec.Struct, frozen=True):
+    """A distribution that an extra wheel brought; `old` is the version it replaced, "" for none."""
+
+    name: str
+    old: str
+    new: str
+
+
+class Installed(NamedTuple):
+    """A distribution in a directory, by its normalised name."""
+
+    name: str
+    version: str
+    distribution: importlib.metadata.Distribution
+
+
+def install(wheels: Sequence[Wheel], engine: Engine, staging: Path, scratch: Path) -> list[Override]:
+    """Bring each wheel into `staging`; `scratch` is a path beside it that does not exist yet."""
+    overrides = []
+    for wheel in wheels:
+        engine.progress.stage(f"adding the wheel {wheel.name}")
+        os.mkdir(scratch, 0o700)
+        engine.install((), _lines(wheel), scratch, "--no-deps")
+        overrides += merge(scratch, staging)
+        atomic.remove_tree(scratch)
+    for override in overrides:
+        instead = f" instead of {override.old}" if override.old else ""
+        engine.note(f"{override.name} {override.new}{instead}, from its own wheel")
+    return overrides
+
+
+def _lines(wheel: Wheel) -> list[str]:
+    if wheel.url:
+        return [f"{wheel.name} @ {wheel.url}"]
+    if wheel.path:
+        return [f"{wheel.name} @ {Path(wheel.path).as_uri()}"]
+    return [
+        "--no-index",
+        "--only-binary :all:",
+        *(f"--find-links {shlex.quote(link)}" for link in wheel.find_links),
+        f"{wheel.name}=={wheel.version}" if wheel.version else wheel.name,
+    ]
+
+
+def distributions(directory: Path) -> Iterator[Installed]:
+    """The distributions that lie in a directory."""
+    for distribution in importlib.metadata.distributions(path=[str(directory)]):
+        name = distribution.metadata["Name"]
+        if name:
+            yield Installed(canonicalize_name(name), distribution.version, distribution)
+
+
+def merge(source: Path, target: Path) -> list[Override]:
+    """Move the distributions in `source` into `target`, in place of those of the same names there."""
+    present: dict[str, list[Installed]] = {}
+    for here in distributions(target):
+        present.setdefault(here.name, []).append(here)
+    overrides = []
+    for new in distributions(source):
+        replaced = present.get(new.name, [])
+        for old in replaced:
+            _remove(old.distribution, target)
+        overrides.append(Override(new.name, ", ".join(old.version for old in replaced), new.version))
+    _move_into(source, target)
+    return overrides
+
+
+def _remove(distribution: importlib.metadata.Distribution, target: Path) -> None:
+    """Remove the files that a distribution's RECORD names, and the directories that are empty then."""
+    for recorded in distribution.files or ():
+        path = _place(PurePosixPath(recorded), target)
+        if path is None or (path.is_dir() and not path.is_symlink()):
+            continue
+        path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if parent == target or not _remove_empty(parent):
+                break
+
+
+def _place(recorded: PurePosixPath, target: Path) -> Path | None:
+    """Where pip's --target put a file of RECORD: what was recorded outside the library directory
+    (`../../bin/name`) lies in `target` too. None for a path that leads elsewhere."""
+    parts = list(recorded.parts)
+    while parts and parts[0] == "..":
+        del parts[0]
+    if not parts or ".." in parts or recorded.is_absolute():
+        return None
+    return target.joinpath(*parts)
+
+
+def _remove_empty(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def _move_into(source: Path, target: Path) -> None:
+    for entry in os.scandir(source):
+        place = target / entry.name
+        is_directory = entry.is_dir(follow_symlinks=False)
+        if is_directory and place.is_dir() and not place.is_symlink():
+            _move_into(Path(entry.path), place)
+            continue
+        if is_directory or (place.is_dir() and not place.is_symlink()):
+            atomic.remove_tree(place)
+        os.replace(entry.path, place)

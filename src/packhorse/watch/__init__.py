@@ -1,0 +1,1 @@
+"""Watching: disks and memory while packhorse works."""

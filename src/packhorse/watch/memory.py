@@ -1,0 +1,35 @@
+"""Memory as this container sees it: its cgroup's limit and use, else the machine's."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Memory(NamedTuple):
+    """Bytes in use and the most that may be."""
+
+    used: int
+    limit: int
+
+
+def memory() -> Memory:
+    """Use and limit of the container (cgroup v2 or v1), or of the machine where there is no limit."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    for used_file, limit_file in (
+        ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),
+        ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ):
+        used, limit = _number(used_file), _number(limit_file)
+        if used is not None and limit is not None and limit < machine.total:
+            return Memory(used, limit)
+    return Memory(machine.total - machine.available, machine.total)
+
+
+def _number(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):  # not there, or "max"
+        return None
