@@ -28,7 +28,7 @@ format: $(VENV)/.lint  ## Put style right
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA environment (25 GB of disk)
+bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA environment
 	@$(BIN)/python bench/e2e.py $(BENCH_ARGS)
 
 bench-startup: $(VENV)/.package  ## Measure what `packhorse run` adds to the start of a command
