@@ -123,7 +123,8 @@ class Tree:
             os.write(self._log, number.to_bytes(4, "little"))
 
     def finish(self, elsewhere: Callable[[bytes], bytes] | None = None) -> None:
-        """Give large files, links and directories what can only be given at the end.
+        """Give large files, links and directories what can only be given at the end. The journal stays, so that
+        a tree that could not be published is not brought again.
 
         `elsewhere` tells where the target of a hard link lies that is not part of this tree.
         """
@@ -153,7 +154,6 @@ class Tree:
         for entry in self.entries:  # links made above changed the ctime of their targets
             if isinstance(entry, File):
                 self.signatures[entry.path] = signature_of(os.lstat(self._at(entry.path)))
-        self._journal.unlink()
 
     def path(self, path: bytes) -> bytes:
         """Where `path` lies now."""

@@ -7,13 +7,14 @@ while it was read, or was not read in time, is named and left out. Knows no netw
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from packhorse.progress import Progress
 from packhorse.snapshot import frames
@@ -34,8 +35,12 @@ from packhorse.snapshot.manifest import (
 )
 from packhorse.snapshot.scan import Found, signature_of
 
-PACK = 64 << 20
-"""A pack is closed when it holds this many bytes."""
+PACK = 32 << 20
+"""A pack is closed when it holds this many bytes; one is filled while another is on its way."""
+
+
+Sink: TypeAlias = Callable[[str, memoryview], None]
+"""Takes a full pack: its name and content."""
 
 
 class Placed(NamedTuple):
@@ -108,14 +113,19 @@ def groups_of(manifest: Manifest) -> dict[bytes, bytes]:
 class _Packer:
     """Gathers stored frames into packs and hands full packs to the sink."""
 
-    def __init__(self, sink: Callable[[str, bytes], None], written: Written) -> None:
+    def __init__(self, sink: Sink, written: Written) -> None:
         self._sink = sink
         self._written = written
-        self._waiting: list[tuple[bytes, int, bytes, bytes]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._waiting: list[tuple[bytes, int, int, bytes]] = []
+        self._buffer = mmap.mmap(-1, PACK + frames.LARGEST_STORED)  # untouched pages cost nothing
         self._size = 0
 
     def add(self, digest: bytes, codec: int, stored: bytes, stored_digest: bytes) -> None:
-        self._waiting.append((digest, codec, stored, stored_digest))
+        self._waiting.append((digest, codec, len(stored), stored_digest))
+        self._buffer[self._size : self._size + len(stored)] = stored
         self._size += len(stored)
         if self._size >= PACK:
             self.flush()
@@ -123,22 +133,21 @@ class _Packer:
     def flush(self) -> None:
         if not self._waiting:
             return
-        name = frames.group_digest(item[3] for item in self._waiting).hex()
+        name = frames.group_digest(stored_digest for *_, stored_digest in self._waiting).hex()
         offset = 0
-        for digest, codec, stored, stored_digest in self._waiting:
-            self._written.placed[digest] = Placed(name, offset, len(stored), codec, stored_digest)
-            offset += len(stored)
-        content = b"".join(item[2] for item in self._waiting)
-        self._waiting.clear()
-        self._size = 0
-        self._written.stored_bytes += len(content)
+        for digest, codec, length, stored_digest in self._waiting:
+            self._written.placed[digest] = Placed(name, offset, length, codec, stored_digest)
+            offset += length
+        content = memoryview(self._buffer)[: self._size]
+        self._written.stored_bytes += self._size
+        self._begin()
         self._sink(name, content)
 
 
 def write(
     base: bytes,
     found: Sequence[Found],
-    sink: Callable[[str, bytes], None],
+    sink: Sink,
     *,
     index: Index,
     index_prefix: bytes,
@@ -246,7 +255,7 @@ def write(
                 account(spans, ready[0], sum(span.length for span in spans), ready[1])
                 continue
             jobs.append((spans, pool.submit(read, spans)))
-            if len(jobs) > threads + 1:
+            if len(jobs) > threads:
                 collect(*_done(jobs.popleft()))
         _drain(jobs, collect)
     packer.flush()

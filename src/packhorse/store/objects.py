@@ -68,7 +68,7 @@ class Store:
                 "Check storage.url and storage.endpoint.",
             ) from error
 
-    def put(self, key: str, content: bytes) -> None:
+    def put(self, key: str, content: bytes | memoryview) -> None:
         """Create the object `key`. Raises StorageError."""
         with _told(self.url, key):
             obstore.put(self._objects, key, content, use_multipart=False)

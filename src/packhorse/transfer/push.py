@@ -97,6 +97,8 @@ class _Push:
         ):
             self._count(known)
             return []
+        groups = groups_of(known) if known is not None else {}
+        del known  # 24 MB for 40,000 files
         self._announce("saving packages", found)
         written = write(
             base,
@@ -105,7 +107,7 @@ class _Push:
             index=self.local.index,
             index_prefix=PACKAGES,
             existing=self.existing.frames(),
-            groups=groups_of(known) if known is not None else {},
+            groups=groups,
             progress=self.progress,
             level=level,
         )
@@ -143,7 +145,7 @@ class _Push:
             (entry.stamp, entry.digest, self.local.manifest(self.store, entry.digest))
             for entry in shared_of(self.mine)
         )
-        new = _changed(base, found, present, self.local)
+        new = changed_paths(base, found, present, self.local)
         if not new:
             return []
         chosen = [item for item in found if item.path in new]
@@ -268,7 +270,7 @@ def push(
     return result
 
 
-def _changed(
+def changed_paths(
     base: bytes, found: Sequence[Found], present: Mapping[bytes, Winner], local: Local
 ) -> set[bytes]:
     """The paths that the tag does not have as they are here, with the directories above them."""
@@ -369,7 +371,7 @@ class _Uploader:
         self._pending: Future[None] | None = None
         self.bytes = 0
 
-    def __call__(self, name: str, content: bytes) -> None:
+    def __call__(self, name: str, content: memoryview) -> None:
         self._settle()
         self.bytes += len(content)
         self._pending = self._pool.submit(self._store.put, f"packs/{name}", content)

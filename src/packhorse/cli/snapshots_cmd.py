@@ -1,0 +1,56 @@
+"""`packhorse snapshots`: what the store holds."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+
+import click
+
+from packhorse.cli import console, context
+
+
+@click.command("snapshots")
+@click.option(
+    "-n", "--number", type=click.IntRange(1), default=20, show_default=True, help="How many of each tag."
+)
+@console.shared_options
+def command(number: int) -> None:
+    """List the snapshots of the store, newest first; with --tag those of one tag."""
+    from packhorse.store import tags
+    from packhorse.transfer.workplace import Workplace
+
+    place = Workplace(context.load(), os.environ)
+    chosen = click.get_current_context().obj.get("tag")
+    entries = tags.read_tag(place.store, chosen) if chosen else tags.read_tags(place.store)
+    shown: list[tags.TagEntry] = []
+    count: dict[str, int] = {}
+    for entry in entries:
+        count[entry.tag] = count.get(entry.tag, 0) + 1
+        if count[entry.tag] <= number:
+            shown.append(entry)
+    rows = [
+        {
+            "snapshot": facts.snapshot,
+            "tag": entry.tag,
+            "time": datetime.fromtimestamp(entry.time, timezone.utc).isoformat(timespec="seconds"),
+            "part": entry.part,
+            "files": facts.files,
+            "bytes": facts.bytes,
+            "soabi": facts.soabi,
+            "platform": facts.platform,
+            "partial": facts.partial,
+        }
+        for entry, facts in zip(shown, tags.entry_facts(place.store, shown))
+    ]
+    if not rows:
+        console.result({"snapshots": []}, f"There are no snapshots in {place.store.url}.")
+        return
+    lines = [f"{'SNAPSHOT':14}{'TAG':12}{'TIME (UTC)':21}{'PART':10}{'FILES':>9}{'SIZE':>10}  MADE FOR"]
+    for row in rows:
+        made_for = " ".join(filter(None, (str(row["soabi"]), "(cut short)" if row["partial"] else "")))
+        lines.append(
+            f"{str(row['snapshot'])[:12]:14}{row['tag']:12}{str(row['time'])[:19].replace('T', ' '):21}"
+            f"{row['part']:10}{row['files']:>9,}{console.megabytes(int(str(row['bytes']))):>10}  {made_for}"
+        )
+    console.result({"snapshots": rows}, "\n".join(line.rstrip() for line in lines))

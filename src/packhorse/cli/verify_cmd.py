@@ -1,0 +1,47 @@
+"""`packhorse verify`: are the files of the root still what was pushed?"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from packhorse.cli import console, context
+
+
+@click.command("verify")
+@click.option(
+    "--imports",
+    is_flag=True,
+    help="Also import the modules of environment.verify, each in a fresh interpreter.",
+)
+@console.shared_options
+def command(imports: bool) -> None:
+    """Read every file of the root and compare it with its digest in the manifest.
+
+    Ends with 4 where files are corrupt, changed or missing.
+    """
+    from packhorse.errors import IntegrityError
+    from packhorse.transfer.compare import verify
+    from packhorse.transfer.workplace import Workplace
+
+    place = Workplace(context.load(), os.environ)
+    with console.progress() as progress:
+        found = verify(place, progress)
+    if not found.sound:
+        kinds = {"corrupt": found.corrupt, "changed": found.changed, "missing": found.missing}
+        for kind, paths in kinds.items():
+            for path in paths[:10]:
+                console.note(f"{kind}: {path}")
+        counts = ", ".join(f"{len(paths):,} {kind}" for kind, paths in kinds.items() if paths)
+        raise IntegrityError(
+            f"{place.root.path} is not what snapshot {found.snapshot[:12]} says: {counts}.",
+            "`packhorse pull` brings back what the snapshot holds.",
+        )
+    if imports:
+        _imports(place)
+    added = f" {len(found.added):,} files in packages/ are not part of it." if found.added else ""
+    console.result(
+        found,
+        f"All {found.files:,} files ({console.megabytes(found.bytes)}) are as snapshot {found.snapshot[:12]} says.{added}",
+    )
