@@ -78,6 +78,7 @@ class Root:
         try:
             os.makedirs(root.path.parent, exist_ok=True)
             _private_directory(root.path)
+            root._refuse_what_cleaning_would_destroy()
             for name in (*PERSISTENT, *EPHEMERAL, PRIVATE):
                 if name == "packages" and root._exchange_journal.exists():
                     continue
@@ -91,6 +92,19 @@ class Root:
             with root.writing():
                 pass
         return root
+
+    def _refuse_what_cleaning_would_destroy(self) -> None:
+        """A directory that packhorse never used may hold a tmp/ or build/ of its own; ours are emptied."""
+        if self.private.exists():
+            return
+        for name in EPHEMERAL:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if os.listdir(self.path / name):
+                    raise ConfigError(
+                        f"{self.path} is not a root of packhorse, and its {name}/ is not empty: packhorse would "
+                        "empty it.",
+                        "Choose a directory of its own for the root, with --root or PACKHORSE_ROOT.",
+                    )
 
     # --- state ---
 

@@ -1,45 +1,38 @@
-"""Progress bars with rate and time left, for a terminal; loaded only there (rich costs 45 ms)."""
+"""Progress bars with rate and time left, for a terminal; loaded only there."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+import sys
+
+from tqdm import tqdm
 
 
 class Bars:
-    """One bar a stage."""
+    """One bar a stage; the finished ones stay above."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task: TaskID | None = None
+        self._bar: tqdm[None] | None = None
 
     def __enter__(self) -> Bars:
-        self._progress.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        self._close()
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """A new bar."""
-        self._task = self._progress.add_task(name, total=total)
+        """A new bar; a stage of unknown size is a line."""
+        self._close()
+        if total is None:
+            tqdm.write(name, file=sys.stderr)
+        else:
+            self._bar = tqdm(desc=name, total=total, unit="B", unit_scale=True, leave=True, file=sys.stderr)
 
     def advance(self, count: int) -> None:
         """Move the bar of the present stage on by `count` bytes."""
-        if self._task is not None:
-            self._progress.advance(self._task, count)
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
