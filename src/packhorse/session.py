@@ -75,6 +75,15 @@ class Session:
         self.close()
 
 
+def shell() -> int:
+    """The process whose end ends the shell that called us: the leader of its session, else our parent.
+
+    The leader may be in another PID namespace (0) or gone.
+    """
+    leader = os.getsid(0)
+    return leader if leader and leader != os.getpid() and _started(leader) else os.getppid()
+
+
 def clean(root: Root) -> list[Path]:
     """Empty the ephemeral directories of all that belongs to no living session.
 

@@ -65,6 +65,11 @@ def wants_json() -> bool:
     return _settings["json"]
 
 
+def keep_stdout() -> None:
+    """Leave stdout to the child: from here on nothing is printed there, --json or not."""
+    _settings["json"] = False
+
+
 def note(text: str) -> None:
     """One line for the person at the terminal or in the log."""
     if not _settings["quiet"]:

@@ -25,6 +25,14 @@ def load() -> config.Config:
     )
 
 
+def repeated_flags() -> list[str]:
+    """The shared flags of this invocation, for a process of packhorse's own that works on the same things."""
+    flags = click.get_current_context().obj or {}
+    named = {"--config": "config_file", "--root": "root", "--store": "store", "--tag": "tag"}
+    given = [word for flag, key in named.items() if flags.get(key) for word in (flag, str(flags[key]))]
+    return given + [f"--{key}" for key in ("quiet", "verbose") if flags.get(key)]
+
+
 def open_root(loaded: config.Config) -> Root:
     """The root of the configuration, created where it is not there yet."""
     return Root.open(loaded.root)
@@ -37,8 +45,8 @@ def waiting(holder: str) -> None:
 
 def mind_default_store(loaded: config.Config) -> None:
     """Warn where snapshots go to the OS disk because no store was named."""
-    if loaded.store_is_default:
-        path = Path(loaded.storage.url.removeprefix("file://"))
+    path = loaded.storage.directory
+    if loaded.store_is_default and path is not None:
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         if existing.stat().st_dev == Path("/").stat().st_dev:
             console.warn(

@@ -1,0 +1,51 @@
+"""What `run` and `exec` share: their command line, the supervisor, and a stdout that is the child's alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from packhorse.cli import console, context
+from packhorse.errors import CannotStartError
+
+if TYPE_CHECKING:
+    from packhorse.worker.run import Invocation
+
+SETTINGS: dict[str, Any] = {"allow_interspersed_args": False}
+"""The first word that is no option begins the command, with or without `--`."""
+
+command_argument = click.argument(
+    "words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD..."
+)
+
+
+def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
+    """Do `action` for the command `words` and return the exit code. Raises PackhorseError."""
+    from packhorse.worker.run import Invocation, Speech
+    from packhorse.worker.supervise import Stopped, Supervisor
+
+    console.keep_stdout()
+    supervisor = Supervisor()
+    try:
+        with supervisor.interruptible():
+            loaded = context.load()
+            root = context.open_root(loaded)
+        return action(
+            Invocation(
+                config=loaded,
+                root=root,
+                command=words,
+                environ=os.environ,
+                flags=context.repeated_flags(),
+                speech=Speech(console.note, console.warn),
+                supervisor=supervisor,
+            )
+        )
+    except Stopped as stopped:
+        return stopped.exit_code
+    except CannotStartError as error:
+        console.show_error(error, error.exit_code)
+        return error.exit_code

@@ -1,0 +1,1 @@
+"""The worker: what `run` and `exec` do around a child process."""

@@ -1,0 +1,48 @@
+"""The path report: what a worker's Python will look through, told before the worker starts.
+
+Reads directories only; starts no interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from packhorse.errors import CannotStartError
+from packhorse.root import Root
+from packhorse.worker.supervise import find_executable
+
+
+def lines(root: Root, environ: Mapping[str, str], app_path: str) -> Iterator[str]:
+    """The report on the environment `environ` of a child."""
+    yield "sys.path begins with"
+    for entry in environ.get("PYTHONPATH", "").split(os.pathsep):
+        yield f"  {entry or os.curdir} ({_description(root, entry, app_path)})"
+    yield f"TMPDIR is {environ['TMPDIR']}"
+    try:
+        yield f"python is {os.path.realpath(find_executable('python', environ))}"
+    except CannotStartError:
+        yield "there is no python on the PATH"
+
+
+def _description(root: Root, entry: str, app_path: str) -> str:
+    if not os.path.exists(entry or os.curdir):
+        origin = "app-path" if entry == app_path else "inherited PYTHONPATH"
+        return f"{origin}, does not exist"
+    if entry == str(root.packages):
+        count = sum(1 for _ in _importable(entry))
+        return f"{count} top-level package{'' if count == 1 else 's'}"
+    if entry == str(root.site):
+        return "processes the .pth files of packages"
+    return "app-path" if entry == app_path else "inherited PYTHONPATH"
+
+
+def _importable(directory: str) -> Iterator[str]:
+    """The names that `import` finds in a directory."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name, _, rest = entry.name.partition(".")
+            if not name.isidentifier() or name in ("bin", "__pycache__"):
+                continue
+            if entry.is_dir() if not rest else rest == "py" or rest.endswith("so"):
+                yield name

@@ -1,0 +1,365 @@
+"""`run` and `exec`: a command in the environment of a root, restored before and saved after.
+
+Promises that the ephemeral directories are emptied whatever happens, that after SIGTERM everything ends within
+`grace`, and that the command's exit code wins. What restores and saves runs in processes of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from packhorse import atomic, redirect, session
+from packhorse.config import Config
+from packhorse.errors import EXIT_SUPERVISOR, CannotStartError, ConfigError, PackhorseError
+from packhorse.root import Root
+from packhorse.session import Session
+from packhorse.worker import path_report
+from packhorse.worker.supervise import ENDING, Process, Stopped, Supervisor
+
+_OWN = "import sys; sys.path = [p for p in sys.path if p]; from packhorse.cli import main; main()"
+"""Without the working directory, where a file may be called like a module of ours."""
+
+_MARGIN = 0.5
+"""Seconds between the deadline a backup is told and the time at which it is killed."""
+_CLEANING = 0.2
+"""Seconds of `grace` kept for the cleaning after the backup."""
+_IMPATIENCE = 0.5
+"""Seconds from SIGTERM to SIGKILL for a backup that is to end at once."""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """How lines reach people: notes, and warnings, which come even where notes are not wanted."""
+
+    note: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What `run` and `exec` are called with. `flags` are those that packhorse's own processes get too."""
+
+    config: Config
+    root: Root
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    flags: Sequence[str]
+    speech: Speech
+    supervisor: Supervisor
+
+    def own(self, name: str, *arguments: str) -> list[str]:
+        """The command line of a process of packhorse's own."""
+        return [sys.executable, "-c", _OWN, name, *arguments, *self.flags]
+
+    @property
+    def grace_ends(self) -> float | None:
+        """When (time.monotonic) everything must have ended; None while no SIGTERM arrived."""
+        terminated_at = self.supervisor.terminated_at
+        return None if terminated_at is None else terminated_at + self.config.run.grace
+
+
+class Status:
+    """The status file, replaced at each change of phase."""
+
+    def __init__(self, file: Path | None, warn: Callable[[str], None]) -> None:
+        self._file = file
+        self._warn = warn
+        self._since = time.monotonic()
+        self.facts: dict[str, Any] = {
+            "phase": "",
+            "pid": None,
+            "exit_code": None,
+            "boot": None,
+            "backup": None,
+            "seconds": {},
+        }
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase: booting, running, backing-up or ended."""
+        now = time.monotonic()
+        if before := self.facts["phase"]:
+            self.facts["seconds"][before] = round(now - self._since, 3)
+        self.facts["phase"] = phase
+        self._since = now
+        try:
+            self.write()
+        except OSError as error:
+            if not before:
+                raise ConfigError(
+                    f"The status file {self._file} cannot be written: {error.strerror}.",
+                    "Choose another with --status-file.",
+                ) from error
+            self._warn(f"the status file cannot be written: {error.strerror}")
+
+    def write(self) -> None:
+        """Replace the file."""
+        if self._file is not None:
+            content = msgspec.json.format(msgspec.json.encode(self.facts)) + b"\n"
+            atomic.write_file(self._file, content, mode=0o644)
+
+
+def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None) -> int:
+    """Restore, run the command, save; returns the exit code. Raises PackhorseError before the command ran."""
+    status = Status(status_file, call.speech.warn)
+    status.enter("booting")
+    code = EXIT_SUPERVISOR
+    try:
+        with _session(call) as opened:
+            code = _boot(call, opened, snapshot, status)
+            if code == 0:
+                backups = _Backups(call, opened, status)
+                code = _run(call, opened, status, backups)
+                backups.finish()
+    except Stopped as stopped:
+        code = stopped.exit_code
+    except CannotStartError as error:
+        code = error.exit_code
+        raise
+    finally:
+        status.facts["exit_code"] = code
+        status.enter("ended")
+    return code
+
+
+def execute(call: Invocation) -> int:
+    """Run the command in the environment of the root as it is; returns the exit code. Raises PackhorseError."""
+    try:
+        with _session(call) as opened:
+            environ = _environment(call, opened)
+            return _child(call, opened, environ, lambda pid: None)
+    except Stopped as stopped:
+        return stopped.exit_code
+
+
+@contextlib.contextmanager
+def _session(call: Invocation) -> Iterator[Session]:
+    supervisor = call.supervisor
+    with supervisor.interruptible():
+        for path in session.clean(call.root):
+            call.speech.warn(f"{path} is left over and cannot be removed")
+        opened = Session(call.root)
+
+    def heartbeat() -> None:
+        with contextlib.suppress(OSError):
+            opened.heartbeat()
+
+    supervisor.every(session.SILENCE / 6, heartbeat)
+    try:
+        yield opened
+    finally:
+        with contextlib.suppress(Stopped), supervisor.interruptible(call.grace_ends):
+            opened.close()
+
+
+def _boot(call: Invocation, opened: Session, snapshot: str, status: Status) -> int:
+    """Make the root ready; returns 0 or the exit code to end with."""
+    if not snapshot and _nothing_to_restore(call.config, call.root):
+        return 0
+    supervisor = call.supervisor
+
+    def on_signal(process: Process, number: int) -> None:
+        if number in ENDING:
+            process.send(number)
+            supervisor.at(
+                time.monotonic() + call.config.run.stop_timeout, lambda: process.send(signal.SIGKILL)
+            )
+
+    result = opened.build / "boot.json"
+    wanted = ["--snapshot", snapshot] if snapshot else []
+    argv = call.own("boot", "--result", str(result), *wanted)
+    code = supervisor.run_own(argv, redirect.own(call.environ), on_signal)
+    status.facts["boot"] = _facts(result)
+    if supervisor.stopped_by:
+        return 128 + supervisor.stopped_by
+    return EXIT_SUPERVISOR if code else 0
+
+
+def _nothing_to_restore(config: Config, root: Root) -> bool:
+    """Whether it is certain, from a look at the disk alone, that there is nothing to install or restore."""
+    if config.environment.configured or config.run.on_missing == "fail" or root.state().state == "partial":
+        return False
+    directory = config.storage.directory
+    return directory is not None and not os.path.exists(directory / "tags" / config.storage.tag)
+
+
+def _run(call: Invocation, opened: Session, status: Status, backups: _Backups) -> int:
+    environ = _environment(call, opened)
+    for line in path_report.lines(call.root, environ, call.config.run.app_path):
+        call.speech.note(line)
+
+    def on_start(pid: int) -> None:
+        status.facts["pid"] = pid
+        status.enter("running")
+        backups.begin()
+
+    return _child(call, opened, environ, on_start)
+
+
+def _environment(call: Invocation, opened: Session) -> dict[str, str]:
+    with call.supervisor.interruptible():
+        _require_usable(call)
+    changed = redirect.changes(
+        call.root,
+        call.environ,
+        tmp=opened.tmp,
+        build=opened.build,
+        app_path=call.config.run.app_path,
+        keep_downloads=call.config.environment.keep_downloads,
+    )
+    redirect.prepare(call.root)
+    return redirect.environment(call.environ, changed)
+
+
+def _child(
+    call: Invocation, opened: Session, environ: Mapping[str, str], on_start: Callable[[int], None]
+) -> int:
+    with call.supervisor.interruptible():
+        packages = call.root.use_packages()
+    try:
+        return call.supervisor.run_child(
+            call.command,
+            environ,
+            stop_timeout=call.config.run.stop_timeout,
+            # A child that outlives a killed supervisor keeps its TMPDIR and its packages.
+            keep=(opened.descriptor, packages),
+            on_start=on_start,
+        )
+    finally:
+        os.close(packages)
+
+
+class _Backups:
+    """The processes that save what changed: now and then while the child runs, and once after it."""
+
+    def __init__(self, call: Invocation, opened: Session, status: Status) -> None:
+        self._call = call
+        self._result = opened.build / "backup.json"
+        self._status = status
+        self._running: Process | None = None
+        self._hurried = False
+        self._given_up = False
+
+    def begin(self) -> None:
+        """Start one every `backup_every` seconds from now on."""
+        if self._call.config.run.backup and self._call.config.run.backup_every:
+            self._call.supervisor.every(self._call.config.run.backup_every, self._start_periodic)
+
+    def finish(self) -> None:
+        """Save what is left to save: within `grace` after a SIGTERM, else as long as it takes.
+
+        A SIGTERM that arrives meanwhile has a backup without a deadline begin again with one, so that what is
+        stored by then gets into the tag. Any further signal ends it at once.
+        """
+        if not self._call.config.run.backup:
+            return
+        self._status.enter("backing-up")
+        self._wait()
+        while not self._given_up:
+            ends = self._call.grace_ends
+            self._start_final(ends)
+            self._wait()
+            if ends is not None or self._call.grace_ends is None:
+                return
+
+    def _start_periodic(self) -> None:
+        if self._running is None and not self._call.supervisor.stopped_by:
+            self._start()
+
+    def _start_final(self, ends: float | None) -> None:
+        if ends is None:
+            self._start()
+        elif (left := ends - _CLEANING - _MARGIN - time.monotonic()) > 0:
+            self._start("--deadline", f"{left:.2f}")
+        else:
+            self._record("There was no time left for a backup.")
+
+    def _start(self, *arguments: str) -> None:
+        argv = self._call.own("backup", "--result", str(self._result), *arguments)
+        environ = redirect.own(self._call.environ)
+        try:
+            self._running = self._call.supervisor.start(argv, environ, own=True, on_end=self._ended)
+        except CannotStartError as error:
+            self._record(str(error))
+
+    def _wait(self) -> None:
+        if (process := self._running) is None:
+            return
+        supervisor = self._call.supervisor
+
+        def kill() -> None:
+            process.send(signal.SIGKILL)
+
+        def on_signal(number: int) -> None:
+            if number not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                return
+            self._hurried = number == signal.SIGTERM and not limited
+            self._given_up = not self._hurried
+            process.send(signal.SIGTERM)
+            supervisor.at(time.monotonic() + _IMPATIENCE, kill)
+
+        limited = (ends := self._call.grace_ends) is not None
+        if ends is not None:
+            supervisor.at(ends - _CLEANING, kill)
+        supervisor.wait(process, on_signal)
+        supervisor.end_leftovers(group=process.pid)
+
+    def _ended(self, code: int) -> None:
+        self._running = None
+        if not code:
+            self._record("")
+        elif self._hurried:
+            self._hurried = False
+        elif self._given_up:
+            self._record("The backup was ended by a signal.")
+        else:
+            self._record(f"The backup ended with exit code {code}.")
+
+    def _record(self, error: str) -> None:
+        facts = _facts(self._result) or {}
+        if error:
+            facts["error"] = error
+            self._call.speech.warn(f"not everything is saved: {error}")
+        self._status.facts["backup"] = facts
+        with contextlib.suppress(OSError):
+            self._status.write()
+
+
+def _require_usable(call: Invocation) -> None:
+    """Refuse an environment that is not whole, or was made for another Python. Raises PackhorseError."""
+    state = call.root.state()
+    if state.state == "partial":
+        raise PackhorseError(
+            f"The environment in {call.root.path} is only partly restored.",
+            "Run `packhorse pull` to finish it.",
+        )
+    if not state.soabi:
+        return
+    from packhorse.install.interpreter import worker_interpreter
+
+    python = worker_interpreter(call.config.environment.python, call.environ)
+    if (python.soabi, python.platform) != (state.soabi, state.platform):
+        raise PackhorseError(
+            f"The environment in {call.root.path} was made for {state.soabi} on {state.platform}, but "
+            f"{python.path} is {python.soabi} on {python.platform}.",
+            "Run `packhorse install` to make it anew, or name the right Python by environment.python.",
+        )
+
+
+def _facts(result: Path) -> dict[str, Any] | None:
+    """What a process of packhorse's own left in its result file, which is removed."""
+    try:
+        facts: dict[str, Any] = msgspec.json.decode(result.read_bytes(), type=dict[str, Any])
+        result.unlink()
+    except (OSError, msgspec.DecodeError):
+        return None
+    return facts

@@ -1,0 +1,445 @@
+"""Supervision of processes: signals, orphans, the terminal and the end, without threads and without polling.
+
+Promises that a signal reaches whom it is meant for, that nothing which the child left behind outlives the
+supervisor, and that waiting costs nothing. Knows nothing of roots, stores or configuration. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+
+from packhorse.errors import CannotStartError, CommandNotFoundError
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""The signals after which a child has its stop-timeout to end."""
+ENDING = (*STOPPING, signal.SIGHUP, signal.SIGQUIT)
+"""The signals that mean the end to a process which does not handle them."""
+_FORWARDED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_RESET = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGTERM,
+)  # Python ignores the first two, who started us maybe the third
+
+LEFTOVER_PATIENCE = 1.0
+"""Seconds from SIGTERM to SIGKILL for what the child left behind."""
+_KILL_PATIENCE = 5.0
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_LOWEST_INHERITED = 100  # a lock must not lie where a shell script says `exec 3>file`
+
+
+class Stopped(BaseException):
+    """A signal arrived inside `Supervisor.interruptible`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+class Process:
+    """A process started here, the leader of its own process group; `code` is None while it lives."""
+
+    def __init__(self, pid: int, on_end: Callable[[int], None] | None = None) -> None:
+        self.pid = pid
+        self.code: int | None = None
+        self.stop_signal = 0
+        """The signal that a process stopped by job control was stopped with."""
+        self.on_end = on_end
+
+    def send(self, number: int) -> None:
+        """Send a signal to its group, or to it alone where it left that group."""
+        if self.code is not None:
+            return
+        try:
+            os.killpg(self.pid, number)
+        except PermissionError:
+            pass
+        except ProcessLookupError:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
+
+
+class Supervisor:
+    """Starts processes and serves the signals, timers and the terminal until they have ended.
+
+    From its creation to the end of this process the signals it serves are blocked; there is one of it.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by = 0
+        """The first signal of ENDING that arrived, 0 for none."""
+        self.terminated_at: float | None = None
+        """When (time.monotonic) the first SIGTERM arrived."""
+        self._processes: dict[int, Process] = {}
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._on_signal: Callable[[int], None] = lambda number: None
+        self._terminal = _Terminal()
+        # SIGTERM is served even where it was ignored; the others stay ignored, as `nohup` wants it.
+        self._served = {
+            number
+            for number in (*_FORWARDED, signal.SIGCONT)
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
+        } | {signal.SIGCHLD}
+        if self._terminal.there:
+            self._served.add(signal.SIGTSTP)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody learns how a child ended
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._served | {signal.SIGTTOU})
+        self._adopts = os.getpid() == 1 or _become_subreaper()
+
+    # --- processes ---
+
+    def start(
+        self,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        keep: Sequence[int] = (),
+        own: bool = False,
+        on_end: Callable[[int], None] | None = None,
+    ) -> Process:
+        """Start a process in a group of its own. `on_end` is called with its exit code.
+
+        It inherits the descriptors `keep`. One of packhorse's `own` reads nothing and has no stdout but stderr.
+        Raises CannotStartError.
+        """
+        executable = find_executable(argv[0], environ)
+        lowest = min(_LOWEST_INHERITED, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        inherited = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, lowest) for descriptor in keep]
+        try:
+            pid = os.posix_spawn(
+                executable,
+                list(argv),
+                environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, 2, 1),
+                ]
+                if own
+                else [],
+                setpgroup=0,
+                # Our own processes write to the terminal from the background (SIGTTOU under `stty tostop`).
+                setsigmask=[signal.SIGTTOU] if own else [],
+                setsigdef=_RESET,
+            )
+        except OSError as error:
+            raise _cannot_start(argv[0], executable, error) from error
+        finally:
+            for descriptor in inherited:
+                os.close(descriptor)
+        self._processes[pid] = process = Process(pid, on_end)
+        return process
+
+    def run_child(
+        self,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        stop_timeout: float,
+        keep: Sequence[int] = (),
+        on_start: Callable[[int], None] = lambda pid: None,
+    ) -> int:
+        """Run the one process that all this is for; return its exit code (128 + n for signal n).
+
+        It gets the terminal and the signals that arrive here (those that end it go to all that runs beside it,
+        too). `stop_timeout` seconds after SIGTERM or SIGINT it is killed. What it leaves behind is ended before
+        this returns. `on_start` is called with its process id. Raises CannotStartError.
+        """
+        child = self.start(argv, environ, keep=keep)
+        self._terminal.offer(child)
+        on_start(child.pid)
+
+        def on_signal(number: int) -> None:
+            for process in list(self._processes.values()):
+                if process is child or number in ENDING:
+                    process.send(number)
+            if number in STOPPING:
+                self.at(time.monotonic() + stop_timeout, lambda: child.send(signal.SIGKILL))
+
+        try:
+            return self.wait(child, on_signal)
+        finally:
+            self._terminal.take_back()
+            self.end_leftovers(group=child.pid)
+
+    def run_own(
+        self,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        on_signal: Callable[[Process, int], None],
+    ) -> int:
+        """Run a process of packhorse's own and what it leaves behind to their end; return its exit code.
+
+        `on_signal` decides what a signal means for it.
+        """
+        process = self.start(argv, environ, own=True)
+        try:
+            return self.wait(process, lambda number: on_signal(process, number))
+        finally:
+            self.end_leftovers(group=process.pid)
+
+    def wait(self, process: Process, on_signal: Callable[[int], None]) -> int:
+        """Serve signals and timers until `process` has ended; return its exit code."""
+        self._on_signal = on_signal
+        try:
+            while process.code is None:
+                self._serve()
+        finally:
+            self._on_signal = lambda number: None
+        return process.code
+
+    def end_leftovers(self, *, group: int = 0) -> None:
+        """End what processes started here left behind: members of `group` and adopted orphans."""
+        for number, patience in ((signal.SIGTERM, LEFTOVER_PATIENCE), (signal.SIGKILL, _KILL_PATIENCE)):
+            until = time.monotonic() + patience
+            told: set[int] = set()
+            while (left := self._leftovers(group)) and time.monotonic() < until:
+                for pid in left - told if number == signal.SIGTERM else left:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, number)
+                        os.kill(pid, signal.SIGCONT)
+                told |= left
+                self._serve(until)
+
+    def _leftovers(self, group: int) -> set[int]:
+        if self._adopts:
+            try:
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return set()  # no need to look through /proc
+        alive = list(_all_processes())
+        found = {pid for pid, parent, in_group in alive if group and in_group == group}
+        found |= {pid for pid, parent, _ in alive if parent == os.getpid() and pid not in self._processes}
+        while more := {pid for pid, parent, _ in alive if parent in found} - found:
+            found |= more
+        return found
+
+    # --- signals and timers ---
+
+    def at(self, due: float, action: Callable[[], None]) -> None:
+        """Call `action` at the time `due` (time.monotonic), or as soon as somebody waits after it."""
+        self._timers.append((due, action))
+
+    def every(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call `action` again and again."""
+
+        def again() -> None:
+            self.at(time.monotonic() + seconds, again)
+            action()
+
+        self.at(time.monotonic() + seconds, again)
+
+    @contextlib.contextmanager
+    def interruptible(self, until: float | None = None) -> Iterator[None]:
+        """Work of this process itself, given up by Stopped when a signal says so, or at the time `until`."""
+        numbers = [*(number for number in ENDING if number in self._served), signal.SIGALRM]
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # one is enough
+            self._note(number)
+            raise Stopped(number)
+
+        before = [signal.signal(number, stop) for number in numbers]
+        try:
+            if until is not None:
+                signal.setitimer(signal.ITIMER_REAL, max(until - time.monotonic(), 1e-6))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+    def _note(self, number: int) -> None:
+        if number in ENDING and not self.stopped_by:
+            self.stopped_by = number
+        if number == signal.SIGTERM and self.terminated_at is None:
+            self.terminated_at = time.monotonic()
+
+    def _serve(self, until: float | None = None) -> None:
+        """Wait for one signal, the next timer or `until`, and serve what is due."""
+        due = [time_ for time_, _ in self._timers] + ([until] if until is not None else [])
+        if due:
+            taken = signal.sigtimedwait(self._served, max(min(due) - time.monotonic(), 0))
+        else:
+            taken = signal.sigwaitinfo(self._served)
+        if taken is not None:
+            self._take(taken.si_signo)
+        now = time.monotonic()
+        ready = [timer for timer in self._timers if timer[0] <= now]
+        self._timers = [timer for timer in self._timers if timer[0] > now]
+        for _, action in ready:
+            action()
+
+    def _take(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGCONT:
+            for process in self._processes.values():
+                self._terminal.resume(process)
+        else:
+            self._note(number)
+            self._on_signal(number)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            process = self._processes.get(pid)
+            if process is None:
+                continue  # an orphan
+            if os.WIFSTOPPED(status):
+                self._terminal.stopped(process, os.WSTOPSIG(status))
+                continue
+            del self._processes[pid]
+            code = os.waitstatus_to_exitcode(status)
+            process.code = code if code >= 0 else 128 - code
+            if process.on_end is not None:
+                process.on_end(process.code)
+
+
+class _Terminal:
+    """Job control of the controlling terminal, as a shell does it for its jobs (credentials(7), tcsetpgrp(3))."""
+
+    def __init__(self) -> None:
+        try:
+            self._descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            self._descriptor = -1
+        self._lent = False
+        self._wanted = False
+
+    @property
+    def there(self) -> bool:
+        """Whether this process has a controlling terminal."""
+        return self._descriptor >= 0
+
+    def offer(self, child: Process) -> None:
+        """Hand over the terminal if it is ours and the child has it as stdin and stdout.
+
+        In `packhorse exec -- CMD | less` it stays with our group; a child that needs it all the same is
+        stopped for want of it (SIGTTIN, SIGTTOU), and then gets it.
+        """
+        self._wanted = os.isatty(0) and os.isatty(1)
+        if self._wanted and self._in_front() == os.getpgrp():
+            self._lend(child)
+
+    def take_back(self) -> None:
+        """Take the terminal from whoever of ours has it."""
+        if self._lent:
+            self._put_in_front(os.getpgrp())
+            self._lent = False
+
+    def stopped(self, process: Process, number: int) -> None:
+        """A process was stopped: stop this whole job with it, so that the shell above learns of it."""
+        if not self.there:
+            return
+        if number in (signal.SIGTTIN, signal.SIGTTOU) and self._in_front() in (os.getpgrp(), process.pid):
+            self._lend(process)
+            process.send(signal.SIGCONT)
+            return
+        if number == signal.SIGSTOP and not self._lent:
+            return  # somebody else's doing, and theirs to continue
+        process.stop_signal = number
+        self.take_back()
+        mirrored = signal.SIGTSTP if number == signal.SIGSTOP else number
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [mirrored])
+        os.kill(0, mirrored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        # Where no shell could continue us (an orphaned process group) the kernel does not stop us.
+        if signal.SIGCONT not in signal.sigpending() and self._in_front() == os.getpgrp():
+            self.resume(process)
+
+    def resume(self, process: Process) -> None:
+        """Continue a process, with the terminal if that is ours again."""
+        if process.stop_signal and self._wanted and self._in_front() == os.getpgrp():
+            self._lend(process)
+        process.stop_signal = 0
+        process.send(signal.SIGCONT)
+
+    def _lend(self, process: Process) -> None:
+        self._wanted = self._lent = True
+        self._put_in_front(process.pid)
+
+    def _in_front(self) -> int:
+        try:
+            return os.tcgetpgrp(self._descriptor)
+        except OSError:
+            return -1
+
+    def _put_in_front(self, group: int) -> None:
+        with contextlib.suppress(OSError):  # it hung up, or the group is gone
+            os.tcsetpgrp(self._descriptor, group)
+
+
+def find_executable(name: str, environ: Mapping[str, str]) -> str:
+    """The file that `name` stands for on the PATH of `environ`, as execvp(3) finds it.
+
+    Raises CommandNotFoundError, or CannotStartError where there is one but it may not be executed.
+    """
+    if not name:
+        raise CommandNotFoundError("The command is empty.", "Give one after `--`.")
+    if "/" in name:
+        candidates = [name]
+    else:
+        search = environ.get("PATH", os.defpath)
+        candidates = [os.path.join(directory, name) for directory in search.split(os.pathsep)]
+    refused = ""
+    for candidate in candidates:
+        if os.path.isfile(candidate):
+            if os.access(candidate, os.X_OK):
+                return candidate
+            refused = refused or candidate
+    if refused:
+        raise CannotStartError(
+            f'exec: "{refused}": permission denied.', f"Make it executable with `chmod +x {refused}`."
+        )
+    if "/" not in name:
+        raise CommandNotFoundError(
+            f'exec: "{name}": executable file not found in $PATH.',
+            "Check its name, or that the environment installs it.",
+        )
+    if os.path.isdir(name):
+        raise CannotStartError(f'exec: "{name}": is a directory.', "Give the path of a file.")
+    raise CommandNotFoundError(f'exec: "{name}": no such file or directory.', "Check its path.")
+
+
+def _cannot_start(name: str, executable: str, error: OSError) -> CannotStartError:
+    remedy = "Check what the file is and who may execute it."
+    if error.errno == errno.ENOENT:
+        remedy = "The interpreter in its first line, or the loader it was linked for, is not there."
+    elif error.errno == errno.ENOEXEC:
+        remedy = (
+            "It is no program for this machine; if it is a script, begin it with a line like `#!/bin/sh`."
+        )
+    elif error.errno == errno.E2BIG:
+        remedy = "Its arguments and environment are too long."
+    return CannotStartError(f'exec: "{executable}": {(error.strerror or name).lower()}.', remedy)
+
+
+def _become_subreaper() -> bool:
+    """Have orphaned descendants handed to this process (PR_SET_CHILD_SUBREAPER(2const)); False if refused."""
+    import ctypes
+
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+def _all_processes() -> Iterator[tuple[int, int, int]]:
+    """Every living process with its parent and process group (proc_pid_stat(5))."""
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+            state, parent, group = file.read().rpartition(b")")[2].split()[:3]
+            if state not in b"ZX":
+                yield int(name), int(parent), int(group)

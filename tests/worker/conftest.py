@@ -1,0 +1,137 @@
+"""What the tests of the worker share: real supervisors, started in the background and watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import Packhorse
+
+PATIENCE = 20.0
+"""Seconds in which anything that is awaited has to happen."""
+
+
+def until(condition: Callable[[], Any], what: str = "") -> Any:
+    """Wait for a condition to hold, and return its value."""
+    end = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        time.sleep(0.01)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+class Started:
+    """A supervisor in the background; its child speaks in lines on stdout."""
+
+    def __init__(self, argv: list[str], environ: Mapping[str, str], directory: Path) -> None:
+        self.stderr = directory / f"stderr-{time.monotonic_ns()}"
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                argv,
+                env=dict(environ),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+        self._received = b""
+
+    @property
+    def pid(self) -> int:
+        """The process id of the supervisor."""
+        return self.process.pid
+
+    def line(self) -> str:
+        """The next line that the child prints."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._received:
+            ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+            assert ready, f"waited in vain for a line: {self.errors()}"
+            more = os.read(self.process.stdout.fileno(), 4096)
+            assert more, f"stdout ended: {self.errors()}"
+            self._received += more
+        line, _, self._received = self._received.partition(b"\n")
+        return line.decode()
+
+    def send(self, number: int) -> None:
+        """Send the supervisor a signal."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code of the supervisor."""
+        return self.process.wait(timeout=PATIENCE)
+
+    def errors(self) -> str:
+        """What it wrote to stderr so far."""
+        return self.stderr.read_text(errors="backslashreplace")
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def environ(environ: dict[str, str], root_path: Path) -> dict[str, str]:
+    """One root for all commands of a test, and nothing to save unless the test says so."""
+    return {**environ, "PACKHORSE_ROOT": str(root_path), "PACKHORSE_RUN_BACKUP": "[]"}
+
+
+@pytest.fixture
+def start(packhorse: Packhorse) -> Iterator[Start]:
+    """Starts `packhorse ARGUMENTS`, with `env` on top of the environment; `before` is put in front of it."""
+    started: list[Started] = []
+
+    def start(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, before: tuple[str, ...] = ()
+    ) -> Started:
+        argv = [*before, *packhorse.command, *map(str, arguments)]
+        started.append(Started(argv, {**packhorse.environ, **(env or {})}, packhorse.directory))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.send_signal(signal.SIGKILL)
+        each.process.wait()
+        if each.process.stdout is not None:
+            each.process.stdout.close()
+
+
+def python(program: str) -> tuple[str, ...]:
+    """The command of a child that runs a program; `say` prints a line at once, also from a signal handler."""
+    return (
+        "--",
+        sys.executable,
+        "-c",
+        f"import os, signal, subprocess, sys, time\ndef say(*a): os.write(1, (' '.join(map(str, a)) + '\\n').encode())\n{program}",
+    )
+
+
+def status(file: Path) -> dict[str, Any]:
+    """The status file; {} while there is none."""
+    try:
+        facts: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    return facts
+
+
+def ephemeral(root: Path) -> list[str]:
+    """What lies in the ephemeral directories."""
+    return [name for directory in ("tmp", "build") for name in os.listdir(root / directory)]
