@@ -65,11 +65,12 @@ def install(
     *,
     reinstall: bool = False,
     on_wait: Callable[[str], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> InstallResult:
     """Make `packages/` what the configuration asks for, unless it is that already.
 
     `environ` is the environment that the worker would start from. `on_wait` is told who else is changing the
-    root, if that must be waited for. Raises ConfigError where nothing is configured or a file is missing,
+    root, if that must be waited for; `sleep` waits between attempts at the network. Raises ConfigError where nothing is configured or a file is missing,
     NoSpaceError, and PackhorseError where pip or an import fails or a command uses the environment.
     """
     started = time.monotonic()
@@ -87,7 +88,7 @@ def install(
         if not reinstall and _up_to_date(root, wanted):
             result = InstallResult(wanted, False, *_counted(root.packages), 0.0, usage(root.path).bytes)
         else:
-            result = _Installation(root, config, environ, interpreter, progress, note).run(wanted)
+            result = _Installation(root, config, environ, interpreter, progress, note, sleep).run(wanted)
     result.seconds = round(time.monotonic() - started, 3)
     result.peak_rss_bytes = max(
         resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -121,9 +122,10 @@ class _Installation:
         interpreter: Interpreter,
         progress: Progress,
         note: Callable[[str], None],
+        sleep: Callable[[float], None],
     ) -> None:
         self.root, self.config, self.environ = root, config, environ
-        self.interpreter, self.progress, self.note = interpreter, progress, note
+        self.interpreter, self.progress, self.note, self.sleep = interpreter, progress, note, sleep
         # Not where a pull rebuilds packages/: it goes on with what it finds there.
         self.staging = root.staging / "installed"
 
@@ -176,6 +178,7 @@ class _Installation:
             note=self.note,
             holding=holding,
             keep_downloads=environment.keep_downloads,
+            sleep=self.sleep,
         )
         if environment.requirements or environment.dependencies:
             engine.install(environment.requirements, environment.dependencies, self.staging)

@@ -1,0 +1,87 @@
+"""What the tests of installing share: an index of their own, and installations without the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.install.index import Index, serve
+
+from packhorse.config import Config, Environment, Network, Run, Storage
+from packhorse.install.environment import InstallResult, install
+from packhorse.progress import Silent
+from packhorse.root import Root
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """A package index that offers nothing yet."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    with serve(directory) as index:
+        yield index
+
+
+@pytest.fixture
+def pip_environ(environ: dict[str, str], index: Index) -> dict[str, str]:
+    """An environment in which pip knows this index and nothing else."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("PIP_")}
+    return {**kept, "PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url}
+
+
+@dataclass
+class Installer:
+    """Installs into one root, and keeps what was said and how long it would have waited."""
+
+    root: Root
+    environ: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+    def __call__(
+        self,
+        *,
+        network: Network | None = None,
+        reinstall: bool = False,
+        file: Path | None = None,
+        **environment: object,
+    ) -> InstallResult:
+        """Install what `environment` (keys of [environment]) says. Nothing is waited for."""
+        config = Config(
+            root=self.root.path,
+            environment=msgspec.convert(
+                {
+                    "python": sys.executable,
+                    **{key.replace("_", "-"): value for key, value in environment.items()},
+                },
+                Environment,
+            ),
+            network=network or Network(),
+            storage=Storage(),
+            run=Run(),
+            file=file,
+        )
+        return install(
+            self.root,
+            config,
+            self.environ,
+            Silent(),
+            self.notes.append,
+            reinstall=reinstall,
+            sleep=self.waits.append,
+        )
+
+    @property
+    def log(self) -> str:
+        """All that was logged."""
+        return "".join(path.read_text() for path in sorted(self.root.logs.iterdir()))
+
+
+@pytest.fixture
+def installer(root_path: Path, pip_environ: dict[str, str]) -> Installer:
+    """Installs into the root of this test, from the index of this test."""
+    return Installer(Root.open(root_path), pip_environ)
