@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import pytest
 from tests.install.index import Index, serve
 
 from packhorse.config import Config, Environment, Network, Run, Storage
-from packhorse.install.environment import InstallResult, install
+from packhorse.install.environment import InstallResult, check_imports, install
+from packhorse.install.imports import ImportOutcome
 from packhorse.progress import Silent
 from packhorse.root import Root
 
@@ -51,20 +52,7 @@ class Installer:
         **environment: object,
     ) -> InstallResult:
         """Install what `environment` (keys of [environment]) says. Nothing is waited for."""
-        config = Config(
-            root=self.root.path,
-            environment=msgspec.convert(
-                {
-                    "python": sys.executable,
-                    **{key.replace("_", "-"): value for key, value in environment.items()},
-                },
-                Environment,
-            ),
-            network=network or Network(),
-            storage=Storage(),
-            run=Run(),
-            file=file,
-        )
+        config = self._config(environment, network, file)
         return install(
             self.root,
             config,
@@ -73,6 +61,23 @@ class Installer:
             self.notes.append,
             reinstall=reinstall,
             sleep=self.waits.append,
+        )
+
+    def check(self, *verify: str) -> list[ImportOutcome]:
+        """Import modules from the environment in force."""
+        return check_imports(self.root, self._config({"verify": verify}), self.environ, Silent())
+
+    def _config(
+        self, environment: Mapping[str, object], network: Network | None = None, file: Path | None = None
+    ) -> Config:
+        keys = {key.replace("_", "-"): value for key, value in environment.items()}
+        return Config(
+            root=self.root.path,
+            environment=msgspec.convert({"python": sys.executable, **keys}, Environment),
+            network=network or Network(),
+            storage=Storage(),
+            run=Run(),
+            file=file,
         )
 
     @property

@@ -237,6 +237,7 @@ def test_a_failing_import_leaves_the_old_environment_and_is_named(
     with pytest.raises(PackhorseError) as raised:
         installer(dependencies=["foo"], verify=["json", "foo", "not_there"])
 
+    assert "The environment before it stays in force" in raised.value.what
     assert "`import foo`: ImportError: libfoo.so: undefined symbol: x" in raised.value.what
     assert "`import not_there`: ModuleNotFoundError: No module named 'not_there'" in raised.value.what
     log = raised.value.remedy.split()[-1].rstrip(".")
@@ -265,6 +266,16 @@ def test_the_import_check_sees_the_new_packages_with_their_pth_files_and_the_wor
     })  # fmt: skip
 
     assert [outcome.ok for outcome in installer(dependencies=["foo"], verify=["foo"]).imports] == [True]
+
+
+def test_the_environment_in_force_can_be_checked_again(index: Index, installer: Installer) -> None:
+    index.add("foo", "1.0")
+    installer(dependencies=["foo"], verify=["foo"])
+
+    assert [outcome.ok for outcome in installer.check("foo")] == [True]
+    (installer.root.packages / "foo.py").write_text("1/0")
+    with pytest.raises(PackhorseError, match="`import foo`: ZeroDivisionError: division by zero"):
+        installer.check("foo")
 
 
 def test_a_failing_pip_shows_its_last_lines_and_the_log(

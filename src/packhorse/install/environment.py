@@ -96,6 +96,53 @@ def install(
     return result
 
 
+def check_imports(
+    root: Root, config: Config, environ: Mapping[str, str], progress: Progress
+) -> list[imports.ImportOutcome]:
+    """Import each module of environment.verify as a worker would now. Raises PackhorseError where one fails."""
+    interpreter = worker_interpreter(config.environment.python, environ)
+    with Session(root) as own, contextlib.closing(Log(root.logs, own.id)) as log:
+        return _checked(root, config, environ, interpreter, progress, own, log, root.packages)
+
+
+def _checked(
+    root: Root,
+    config: Config,
+    environ: Mapping[str, str],
+    interpreter: Interpreter,
+    progress: Progress,
+    own: Session,
+    log: Log,
+    packages: Path,
+) -> list[imports.ImportOutcome]:
+    redirect.prepare(root)
+    changed = redirect.changes(
+        root,
+        environ,
+        tmp=own.tmp,
+        build=own.build,
+        app_path=config.run.app_path,
+        packages=packages,
+        keep_downloads=config.environment.keep_downloads,
+    )
+    outcomes = imports.check(
+        config.environment.verify,
+        interpreter=interpreter,
+        environ=redirect.environment(environ, changed),
+        directory=own.build,  # empty: a module must come from packages/, not from where packhorse was called
+        log=log,
+        before=lambda module: progress.stage(f"importing {module}"),
+    )
+    failed = [f"`import {outcome.module}`: {outcome.error}" for outcome in outcomes if not outcome.ok]
+    if failed:
+        kept = "" if packages == root.packages else " The environment before it stays in force."
+        raise PackhorseError(
+            f"The environment failed the import check: {'; '.join(failed)}.{kept}",
+            f"Correct the requirements, or environment.verify. The whole output is in {log.path}.",
+        )
+    return outcomes
+
+
 def _up_to_date(root: Root, wanted: str) -> bool:
     state = root.state()
     with os.scandir(root.packages) as entries:
@@ -145,7 +192,16 @@ class _Installation:
                 try:
                     os.makedirs(self.staging, mode=0o700)
                     brought = self._bring(own, log, watch, holding)
-                    outcomes = self._check(own, log)
+                    outcomes = _checked(
+                        root,
+                        self.config,
+                        self.environ,
+                        self.interpreter,
+                        self.progress,
+                        own,
+                        log,
+                        self.staging,
+                    )
                     counted = _counted(self.staging)
                     self._put_in_force(wanted)
                 finally:
@@ -183,33 +239,6 @@ class _Installation:
         if environment.requirements or environment.dependencies:
             engine.install(environment.requirements, environment.dependencies, self.staging)
         return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
-
-    def _check(self, own: Session, log: Log) -> list[imports.ImportOutcome]:
-        redirect.prepare(self.root)
-        changed = redirect.changes(
-            self.root,
-            self.environ,
-            tmp=own.tmp,
-            build=own.build,
-            app_path=self.config.run.app_path,
-            packages=self.staging,
-            keep_downloads=self.config.environment.keep_downloads,
-        )
-        outcomes = imports.check(
-            self.config.environment.verify,
-            interpreter=self.interpreter,
-            environ=redirect.environment(self.environ, changed),
-            directory=own.build,  # empty: a module must come from packages/, not from where packhorse was called
-            log=log,
-            before=lambda module: self.progress.stage(f"importing {module}"),
-        )
-        failed = [f"`import {outcome.module}`: {outcome.error}" for outcome in outcomes if not outcome.ok]
-        if failed:
-            raise PackhorseError(
-                f"The new environment failed the import check and was not put in force. {'; '.join(failed)}.",
-                f"Correct the requirements (or environment.verify). The whole output is in {log.path}.",
-            )
-        return outcomes
 
     def _put_in_force(self, wanted: str) -> None:
         root, before = self.root, self.root.state()

@@ -176,7 +176,7 @@ class _Reader:
     """Follows the output of one pip: into the log and the progress, and keeps it for the judgement."""
 
     def __init__(self, engine: Engine) -> None:
-        self._log, self._watch = engine.log, engine.watch
+        self._log, self._watch, self._session = engine.log, engine.watch, engine.session
         self._progress, self._note = engine.progress, engine.note
         self.output: list[str] = []
         self.too_large = False
@@ -186,6 +186,8 @@ class _Reader:
         self._progress.stage("resolving and downloading")
 
     def line(self, text: str) -> None:
+        """Take the next line; pip says something at least every minute, so that the session stays alive."""
+        self._session.heartbeat()
         if text.startswith(_MARK):
             self._advance(text)
             return
