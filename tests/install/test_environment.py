@@ -590,7 +590,7 @@ def test_the_command_prints_a_table_and_its_json_all_that_is_promised(
     assert table.returncode == again.returncode == facts.returncode == 0
     assert (
         "import foo" in table.stdout
-        and "1 distributions" in table.stdout
+        and "1 distribution, " in table.stdout
         and str(installer.root.logs) in table.stdout
     )
     assert again.stdout.startswith("Up to date")

@@ -54,7 +54,8 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _table(done: InstallResult) -> str:
-    size = f"{done.distributions} distributions, {done.files:,} files, {console.megabytes(done.bytes)}"
+    plural = "" if done.distributions == 1 else "s"
+    size = f"{done.distributions} distribution{plural}, {done.files:,} files, {console.megabytes(done.bytes)}"
     if not done.installed:
         return f"Up to date: {size}."
     width = max((len(outcome.module) for outcome in done.imports), default=0)

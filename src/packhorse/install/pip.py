@@ -7,6 +7,7 @@ nothing in it can lead the installation elsewhere, and that no credentials reach
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -30,6 +31,7 @@ _SHOWN = 10_000_000
 """Bytes from which a download is a stage of its own in the progress."""
 _NEARLY_FULL = 8 << 20
 _MARK = "Progress "
+_RESUMING = re.compile(r"Attempting to resume incomplete download \(([^/]+)/([^,]+),")
 
 # pip reads every option from PIP_<OPTION> too. What would install elsewhere, or nothing, or more:
 _REMOVED = (
@@ -188,21 +190,23 @@ class _Reader:
     def line(self, text: str) -> None:
         """Take the next line; pip says something at least every minute, so that the session stays alive."""
         self._session.heartbeat()
+        free = self._watch.look()  # at errors too: before pip removes what filled the disk
         if text.startswith(_MARK):
             self._advance(text)
             return
         line = self._log.add(text)
         self.output.append(line)
-        started = network.download(line)
-        if started is not None:
+        if started := network.download(line):
+            if started.file != self._file.file:
+                self._done = -1
             self._file = started
-            self.too_large = self.too_large or started.size > self._watch.look()
-        elif "WARNING" in line or "error" in line.lower():
-            self._watch.look()  # before pip removes what filled the disk
-            if "Attempting to resume" in line:
-                self._note(f"{self._file.file}: {line.strip().removeprefix('WARNING: ')}")
+            self.too_large = self.too_large or started.size > free
+        elif resuming := _RESUMING.search(line):
+            self._note(
+                f"{self._file.file}: the connection broke at {resuming[1]} of {resuming[2]}, going on from there"
+            )
         elif line.startswith("Installing collected packages:"):
-            self._progress.stage(f"installing {line.count(',') + 1} distributions")
+            self._progress.stage("installing")
 
     def _advance(self, text: str) -> None:
         """Follow pip's `Progress DONE of TOTAL` of files that are worth showing."""
@@ -212,11 +216,12 @@ class _Reader:
         done, total = int(words[1]), int(words[3])
         if total < _SHOWN:
             return
-        if done <= self._done or self._done < 0:
+        if self._done < 0:
             self._progress.stage(f"downloading {self._file.file}", total)
             self._done = 0
-        self._progress.advance(done - self._done)
-        self._done = done if done < total else -1
+        if done > self._done:  # not so at first where pip had to begin again
+            self._progress.advance(done - self._done)
+            self._done = done
 
 
 def pip_environ(
