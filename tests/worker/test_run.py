@@ -1,0 +1,448 @@
+"""What `run` and `exec` promise: the root comes up, the command's code wins, what changed is saved in time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import Packhorse
+from tests.worker.conftest import Start, alive, ephemeral, python, status, until
+
+from packhorse.root import Root, State
+
+SAVING = {"PACKHORSE_RUN_BACKUP": "models"}
+
+
+# --- exit codes and stdout ---
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+@pytest.mark.parametrize(
+    ("child", "code"),
+    [
+        (["true"], 0),
+        (["sh", "-c", "exit 3"], 3),
+        (["sh", "-c", "kill -9 $$"], 128 + signal.SIGKILL),
+        (["sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM),
+        (["no-such-command"], 127),
+        (["./no-such-file"], 127),
+        (["./not-executable"], 126),
+        (["./no-interpreter"], 126),
+        (["./no-program"], 126),
+        (["/"], 126),
+    ],
+)
+def test_the_exit_code(packhorse: Packhorse, command: str, child: list[str], code: int) -> None:
+    for name, content in (("not-executable", ""), ("no-interpreter", "#!/no/such\n"), ("no-program", "x")):
+        (packhorse.directory / name).write_text(content)
+        (packhorse.directory / name).chmod(0o644 if name == "not-executable" else 0o755)
+    done = packhorse(command, "-q", "--", *child)
+    assert done.returncode == code
+    assert done.stdout == ""
+    if code in (126, 127):
+        assert done.stderr.startswith(f'packhorse: exec: "{child[0]}": ')
+        assert done.stderr.count(". ") == 1
+    else:
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["exec"], ["run", "--no-such-flag", "--", "true"]])
+def test_a_wrong_command_line_is_125(packhorse: Packhorse, arguments: list[str]) -> None:
+    assert packhorse(*arguments).returncode == 125
+
+
+def test_a_wrong_configuration_is_125_and_the_command_does_not_run(packhorse: Packhorse) -> None:
+    done = packhorse("run", "--", "touch", "ran", env={"PACKHORSE_RUN_GRACE": "soon"})
+    assert done.returncode == 125
+    assert not (packhorse.directory / "ran").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_stdout_is_the_childs_alone(packhorse: Packhorse, command: str) -> None:
+    done = subprocess.run(
+        [*packhorse.command, command, "--json", "-v", "--", "printf", "%b", r"a\0\377b"],
+        env=packhorse.environ,
+        cwd=packhorse.directory,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"a\0\xffb"
+
+
+def test_stdin_is_the_childs(packhorse: Packhorse) -> None:
+    assert packhorse("run", "-q", "cat", stdin="typed").stdout == "typed"
+
+
+def test_the_command_needs_no_dashes_and_keeps_its_own(packhorse: Packhorse) -> None:
+    assert packhorse("run", "-q", "printf", "%s,", "-q", "--", "--help").stdout == "-q,--,--help,"
+
+
+def test_the_command_is_looked_up_among_the_packages_first(packhorse: Packhorse, root_path: Path) -> None:
+    command = Root.open(root_path).packages / "bin" / "true"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\necho mine\n")
+    command.chmod(0o755)
+    assert packhorse("exec", "true").stdout == "mine\n"
+
+
+def test_modules_in_the_working_directory_do_not_stand_in_for_packhorses_own(packhorse: Packhorse) -> None:
+    (packhorse.directory / "click.py").write_text("raise SystemExit(99)")
+    (packhorse.directory / "json.py").write_text("raise SystemExit(99)")
+    command = [shutil.which("packhorse", path=packhorse.environ["PATH"]) or "packhorse"]
+    done = subprocess.run(
+        [*command, "run", "--", "true"],
+        env={**packhorse.environ, **SAVING},
+        cwd=packhorse.directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "not everything is saved" in done.stderr) == (0, False)
+
+
+# --- what the command is told, and what stays behind ---
+
+
+def test_the_path_report_tells_what_python_will_look_through(packhorse: Packhorse, root_path: Path) -> None:
+    packages = Root.open(root_path).packages
+    for name in ("alpha", "alpha-1.0.dist-info", "bin", "__pycache__"):
+        (packages / name).mkdir()
+    for name in ("beta.py", "gamma.cpython-311-x86_64-linux-gnu.so", "README.txt"):
+        (packages / name).touch()
+    env = {"PACKHORSE_RUN_APP_PATH": "/no/app", "PYTHONPATH": "/no/such:/usr"}
+    done = packhorse("run", "--", "sh", "-c", "echo $PYTHONPATH; echo $TMPDIR", env=env)
+    pythonpath, tmpdir = done.stdout.splitlines()
+    report = done.stderr.splitlines()
+    assert report[0] == "packhorse: sys.path begins with"
+    assert [line.split(" ", 3)[3] for line in report[1:6]] == [
+        "/no/app (app-path, does not exist)",
+        f"{packages} (3 top-level packages)",
+        f"{root_path}/.packhorse/site (processes the .pth files of packages)",
+        "/no/such (inherited PYTHONPATH, does not exist)",
+        "/usr (inherited PYTHONPATH)",
+    ]
+    assert pythonpath.split(":") == [line.split(" ", 3)[3].partition(" (")[0] for line in report[1:6]]
+    assert report[6] == f"packhorse: TMPDIR is {tmpdir}"
+    assert report[7].startswith("packhorse: python is /")
+    assert packhorse("run", "-q", "--", "true").stderr == ""
+
+
+def test_the_ephemeral_directories_are_empty_afterwards(packhorse: Packhorse, root_path: Path) -> None:
+    program = 'touch "$TMPDIR/file" && mkdir -p "$PIP_BUILD_DIR/a/b" && chmod 500 "$PIP_BUILD_DIR/a"'
+    assert packhorse("run", "--", "sh", "-c", program).returncode == 0
+    assert ephemeral(root_path) == []
+
+
+def test_what_a_crash_left_is_cleaned_before_the_command_runs(packhorse: Packhorse, root_path: Path) -> None:
+    (Root.open(root_path).tmp / "leftover").mkdir()
+    done = packhorse("run", "--", "ls", root_path / "tmp")
+    assert "leftover" not in done.stdout.split()
+
+
+def test_two_runs_and_an_exec_share_a_root(start: Start, root_path: Path) -> None:
+    program = """
+open(os.path.join(os.environ["TMPDIR"], "mine"), "w").close()
+say(os.environ["TMPDIR"])
+signal.sigwait([15])
+say(os.listdir(os.environ["TMPDIR"]))
+"""
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [15])"
+    started = [start(command, *python(blocked + program)) for command in ("run", "run", "exec")]
+    assert len({each.line() for each in started}) == 3
+    for each in started:
+        each.send(signal.SIGTERM)
+        assert each.line() == "['mine']"
+        assert each.wait() == 0
+    assert ephemeral(root_path) == []
+
+
+def test_a_command_inside_another_has_its_own_tmpdir(packhorse: Packhorse, root_path: Path) -> None:
+    inner = " ".join(packhorse.command)
+    done = packhorse("run", "--", "sh", "-c", f'echo "$TMPDIR"; {inner} exec -- sh -c \'echo "$TMPDIR"\'')
+    outer, nested = done.stdout.split()
+    assert outer != nested
+    assert Path(nested).parent == root_path / "tmp"
+
+
+def test_exec_refuses_a_root_that_is_partly_restored(packhorse: Packhorse, root_path: Path) -> None:
+    Root.open(root_path).record(State(state="partial"))
+    done = packhorse("exec", "--", "true")
+    assert done.returncode == 125
+    assert "packhorse pull" in done.stderr
+    assert ephemeral(root_path) == []
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_an_environment_of_another_python_is_refused(
+    packhorse: Packhorse, root_path: Path, command: str
+) -> None:
+    Root.open(root_path).record(State(state="complete", soabi="cpython-27m", platform="linux-m68k"))
+    done = packhorse(command, "--", "touch", "ran")
+    assert done.returncode == 125
+    assert "cpython-27m on linux-m68k" in done.stderr
+    assert not (packhorse.directory / "ran").exists()
+
+
+def test_an_environment_of_this_python_is_taken(packhorse: Packhorse, root_path: Path) -> None:
+    from packhorse.install.interpreter import worker_interpreter
+
+    ours = worker_interpreter("", packhorse.environ)
+    Root.open(root_path).record(State(state="complete", soabi=ours.soabi, platform=ours.platform))
+    assert packhorse("exec", "--", "true").returncode == 0
+
+
+# --- the status file ---
+
+
+def test_the_status_file_follows_the_phases(packhorse: Packhorse) -> None:
+    file = packhorse.directory / "status.json"
+    done = packhorse("run", "--status-file", file, "--", "sh", "-c", f"cat {file}; echo $$ >&2; exit 3")
+    running, ended = json.loads(done.stdout), status(file)
+    assert (running["phase"], running["exit_code"]) == ("running", None)
+    assert running["pid"] == int(done.stderr.splitlines()[-1])
+    assert (ended["phase"], ended["exit_code"], ended["pid"]) == ("ended", 3, running["pid"])
+    assert set(ended["seconds"]) == {"booting", "running"}
+    assert (ended["boot"], ended["backup"]) == (None, None)
+
+
+def test_a_status_file_that_cannot_be_written_is_an_error_before_the_command_runs(
+    packhorse: Packhorse,
+) -> None:
+    done = packhorse("run", "--status-file", "no/such/directory", "--", "touch", "ran")
+    assert done.returncode == 125
+    assert not (packhorse.directory / "ran").exists()
+
+
+def test_the_status_file_tells_that_the_command_could_not_be_started(packhorse: Packhorse) -> None:
+    file = packhorse.directory / "status.json"
+    packhorse("run", "--status-file", file, "--", "no-such-command")
+    assert (status(file)["phase"], status(file)["exit_code"]) == ("ended", 127)
+
+
+# --- boot ---
+
+
+@pytest.fixture
+def pushed(packhorse: Packhorse, root_path: Path) -> None:
+    """A snapshot with a module, and a worker that lost its root."""
+    root = Root.open(root_path)
+    (root.packages / "restored.py").write_text("value = 7")
+    (root.models / "weights").write_bytes(b"w" * 1000)
+    assert packhorse("push").returncode == 0
+    shutil.rmtree(root_path)
+
+
+@pytest.mark.usefixtures("pushed")
+def test_a_worker_that_lost_its_root_gets_it_back(packhorse: Packhorse, root_path: Path) -> None:
+    file = packhorse.directory / "status.json"
+    done = packhorse("run", "--status-file", file, *python("import restored; say(restored.value)"))
+    assert (done.returncode, done.stdout) == (0, "7\n")
+    assert (root_path / "models" / "weights").read_bytes() == b"w" * 1000
+    assert status(file)["boot"]["action"] == "pulled"
+
+
+@pytest.mark.usefixtures("pushed")
+def test_a_snapshot_can_be_named(packhorse: Packhorse) -> None:
+    done = packhorse("run", "--snapshot", "0" * 64, "--", "touch", "ran")
+    assert done.returncode == 125
+    assert not (packhorse.directory / "ran").exists()
+
+
+def test_a_boot_that_fails_is_125_and_the_command_does_not_run(packhorse: Packhorse, root_path: Path) -> None:
+    env = {"PACKHORSE_ENVIRONMENT_DEPENDENCIES": "anything", "PACKHORSE_RUN_ON_MISSING": "fail"}
+    file = packhorse.directory / "status.json"
+    done = packhorse("run", "--status-file", file, "--", "touch", "ran", env=env)
+    assert done.returncode == 125
+    assert "Traceback" not in done.stderr
+    assert not (packhorse.directory / "ran").exists()
+    assert (status(file)["phase"], status(file)["exit_code"]) == ("ended", 125)
+    assert ephemeral(root_path) == []
+
+
+@pytest.mark.usefixtures("pushed")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_boot_ends_it(
+    start: Start, packhorse: Packhorse, root_path: Path, number: signal.Signals
+) -> None:
+    root = Root.open(root_path)
+    file = packhorse.directory / "status.json"
+    with root.writing():  # the pull waits for us
+        supervisor = start("run", "--status-file", file, "--", "touch", "ran")
+        until(lambda: "waiting for" in supervisor.errors())
+        supervisor.send(number)
+        assert supervisor.wait() == 128 + number
+    assert not (packhorse.directory / "ran").exists()
+    assert status(file)["exit_code"] == 128 + number
+    assert ephemeral(root_path) == []
+
+
+# --- backup ---
+
+
+@contextlib.contextmanager
+def _held_back(file: Path) -> Iterator[None]:
+    """Whoever opens `file` waits: a write lease is on it (fcntl(2), F_SETLEASE)."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    descriptor = os.open(file, os.O_RDWR)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
+
+
+def _saved(packhorse: Packhorse, root_path: Path, name: str) -> bool:
+    """Whether a worker that lost its root gets a model back."""
+    other = root_path.with_name("other-root")
+    done = packhorse("pull", "--root", other, "--store", f"file://{root_path}-store")
+    found = (other / "models" / name).exists()
+    shutil.rmtree(other, ignore_errors=True)
+    assert done.returncode in (0, 3)
+    return found
+
+
+SAVES = 'mkdir -p "$HF_HOME" && echo weights > "$HF_HOME/model.bin"'
+MODEL = "huggingface/model.bin"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_what_changed_is_saved_when_the_command_ends(
+    packhorse: Packhorse, root_path: Path, code: int
+) -> None:
+    file = packhorse.directory / "status.json"
+    done = packhorse("run", "--status-file", file, "--", "sh", "-c", f"{SAVES}; exit {code}", env=SAVING)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert status(file)["backup"]["files"] == 1
+    assert "backing-up" in status(file)["seconds"]
+    assert _saved(packhorse, root_path, MODEL)
+
+
+def test_what_changed_is_saved_after_sigterm(start: Start, packhorse: Packhorse, root_path: Path) -> None:
+    supervisor = start("run", "--", "sh", "-c", f"{SAVES}; echo ready; exec sleep 1000", env=SAVING)
+    supervisor.line()
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.wait() == 128 + signal.SIGTERM
+    assert _saved(packhorse, root_path, MODEL)
+    assert ephemeral(root_path) == []
+
+
+def test_exec_saves_nothing(packhorse: Packhorse, root_path: Path) -> None:
+    packhorse("exec", "--", "sh", "-c", SAVES, env=SAVING)
+    assert not root_path.with_name("root-store").exists()
+
+
+def test_after_sigterm_a_backup_that_hangs_is_killed_at_the_end_of_grace(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_RUN_GRACE": "2.5"}
+    with _held_back(model):
+        supervisor = start("run", "--status-file", file, *python("say(); signal.pause()"), env=env)
+        supervisor.line()
+        before = time.monotonic()
+        supervisor.send(signal.SIGTERM)
+        assert supervisor.wait() == 128 + signal.SIGTERM
+        assert time.monotonic() - before < 2.5 + 0.5
+    assert "error" in status(file)["backup"]
+    assert "not everything is saved" in supervisor.errors()
+    assert ephemeral(root_path) == []
+
+
+def test_a_child_that_takes_all_of_grace_leaves_no_time_for_a_backup(
+    start: Start, packhorse: Packhorse
+) -> None:
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_RUN_GRACE": "0.6", "PACKHORSE_RUN_STOP_TIMEOUT": "0.5"}
+    program = "signal.signal(15, signal.SIG_IGN); say(); time.sleep(1000)"
+    supervisor = start("run", "--status-file", file, *python(program), env=env)
+    supervisor.line()
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.wait() == 128 + signal.SIGKILL
+    assert "no time left" in status(file)["backup"]["error"]
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_a_further_signal_ends_the_final_backup_at_once(
+    start: Start, packhorse: Packhorse, root_path: Path, numbers: list[signal.Signals]
+) -> None:
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_RUN_GRACE": "60"}
+    with _held_back(model):
+        supervisor = start("run", "--status-file", file, "--", "sh", "-c", "exit 3", env=env)
+        until(lambda: status(file).get("phase") == "backing-up")
+        for number in numbers:
+            backup = until(lambda: _children(supervisor.pid))
+            supervisor.send(number)
+            until(lambda pids=backup: not any(map(alive, pids)))
+        assert supervisor.wait() == 3
+    assert "error" in status(file)["backup"]
+
+
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_sigterm_during_the_final_backup_limits_it_to_grace_and_saves_what_it_can(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    file = packhorse.directory / "status.json"
+    with _held_back(model):
+        supervisor = start("run", "--status-file", file, "--", "sh", "-c", "exit 3", env=SAVING)
+        until(lambda: status(file).get("phase") == "backing-up")
+        unlimited = until(lambda: _children(supervisor.pid))
+        supervisor.send(signal.SIGTERM)
+        limited = until(lambda: [pid for pid in _children(supervisor.pid) if pid not in unlimited])
+        until(lambda: b"--deadline" in Path(f"/proc/{limited[0]}/cmdline").read_bytes())
+    assert supervisor.wait() == 3
+    assert status(file)["backup"]["files"] == 1
+    assert _saved(packhorse, root_path, "model.bin")
+
+
+def test_a_periodic_backup_saves_while_the_command_runs(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2"}
+    file = packhorse.directory / "status.json"
+    supervisor = start(
+        "run", "--status-file", file, "--", "sh", "-c", f"{SAVES}; echo ready; exec sleep 1000", env=env
+    )
+    supervisor.line()
+    until(lambda: (status(file).get("backup") or {}).get("files") == 1)
+    assert status(file)["phase"] == "running"
+    supervisor.send(signal.SIGKILL)
+    os.kill(status(file)["pid"], signal.SIGKILL)
+    supervisor.wait()
+    assert _saved(packhorse, root_path, MODEL)
+
+
+def test_a_backup_that_fails_is_told_but_the_commands_code_wins(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    store = root_path.with_name("store")
+    store.mkdir()
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_STORAGE_URL": f"file://{store}"}
+    # A file stands where the store has to make a directory.
+    done = packhorse(
+        "run", "--status-file", file, "--", "sh", "-c", f"{SAVES}; touch {store}/packs; exit 3", env=env
+    )
+    assert done.returncode == 3
+    assert "not everything is saved" in done.stderr
+    assert "error" in status(file)["backup"]
