@@ -83,7 +83,13 @@ def test_a_worker_that_lost_everything_serves_again_from_the_snapshot(
         status = tmp_path / f"{name}.json"
         with worker(packhorse, settings, status) as (address, process):
             answer = job(address, process, status.with_suffix(".log"))
-            assert answer["output"] == {"count": 4, "mean": 2.5, "std": pytest.approx(1.118, abs=1e-3), "min": 1, "max": 4}
+            assert answer["output"] == {
+                "count": 4,
+                "mean": 2.5,
+                "std": pytest.approx(1.118, abs=1e-3),
+                "min": 1,
+                "max": 4,
+            }
             running = json.loads(status.read_bytes())
             assert running["phase"] == "running"
             sent = time.monotonic()

@@ -1,0 +1,330 @@
+"""What `run` does before the child: restore, or install and push; and what it saves afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import Packhorse
+from tests.install.index import Index, serve
+from tests.servers import S3Server
+
+PRINT_VERSION = ["python3", "-c", "import tiny; print(tiny.VERSION)"]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """A package index with two versions of a small package."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    with serve(directory) as index:
+        for version in ("1.0", "2.0"):
+            index.add("tiny", version, {"tiny.py": f"VERSION = {version!r}\n"})
+        yield index
+
+
+@pytest.fixture
+def configured(environ: dict[str, str], index: Index, tmp_path: Path) -> Callable[..., None]:
+    """Writes packhorse.toml; pip knows our index only."""
+    for name in [name for name in environ if name.startswith(("PIP_", "PACKHORSE_"))]:
+        del environ[name]
+    environ |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url}
+    environ["PACKHORSE_STORAGE_URL"] = (tmp_path / "store").as_uri()
+
+    def write(requirement: str = "tiny==1.0", run: str = "") -> None:
+        (tmp_path / "packhorse.toml").write_text(
+            f'[environment]\ndependencies = ["{requirement}"]\nverify = ["tiny"]\n[run]\n{run}\n'
+        )
+
+    write()
+    return write
+
+
+class Outcome:
+    """How a `run` went."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str], status: Path) -> None:
+        self.code, self.output, self.errors = done.returncode, done.stdout, done.stderr
+        self.status: dict[str, Any] = json.loads(status.read_bytes())
+
+    @property
+    def action(self) -> str:
+        """How the root came to hold the environment."""
+        return str(self.status["boot"]["action"])
+
+
+@pytest.fixture
+def run(packhorse: Packhorse, configured: Callable[..., None], tmp_path: Path) -> Callable[..., Outcome]:
+    """`packhorse run` of a command in a root of the test."""
+
+    def start(*command: str, root: str = "root", env: dict[str, str] | None = None) -> Outcome:
+        status = tmp_path / f"{root}.json"
+        words = ("run", "--root", str(tmp_path / root), "--status-file", str(status), "--", *command)
+        return Outcome(packhorse(*words, env=env), status)
+
+    return start
+
+
+def test_the_first_run_installs_and_pushes_and_a_worker_that_lost_everything_restores(
+    run: Callable[..., Outcome], root_path: Path
+) -> None:
+    first = run(*PRINT_VERSION)
+    assert (first.code, first.output, first.action) == (0, "1.0\n", "installed"), first.errors
+    shutil.rmtree(root_path)
+    second = run(*PRINT_VERSION)
+    assert (second.code, second.output, second.action) == (0, "1.0\n", "pulled"), second.errors
+    assert second.status["boot"]["snapshot"] == first.status["boot"]["snapshot"]
+    third = run(*PRINT_VERSION)
+    assert (third.code, third.output, third.action) == (0, "1.0\n", "unchanged")
+
+
+def test_changed_requirements_are_installed_and_the_old_ones_stay_in_the_tag(
+    run: Callable[..., Outcome], configured: Callable[..., None]
+) -> None:
+    run(*PRINT_VERSION)
+    configured("tiny==2.0")
+    changed = run(*PRINT_VERSION)
+    assert (changed.output, changed.action) == ("2.0\n", "installed"), changed.errors
+    configured("tiny==1.0")
+    back = run(*PRINT_VERSION)
+    assert (back.output, back.action) == ("1.0\n", "pulled"), back.errors
+    other = run(*PRINT_VERSION, root="another")
+    assert (other.output, other.action) == ("1.0\n", "pulled"), other.errors
+
+
+@pytest.mark.parametrize("kind", ["file", "seaweedfs"])
+def test_of_workers_that_boot_at_once_one_builds(
+    kind: str,
+    request: pytest.FixtureRequest,
+    packhorse: Packhorse,
+    configured: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    env = dict(packhorse.environ)
+    if kind == "seaweedfs":
+        server: S3Server = request.getfixturevalue("seaweedfs")
+        env |= server.environ()
+        env["PACKHORSE_STORAGE_URL"] = f"s3://{server.new_bucket()}/envs"
+        env["PACKHORSE_STORAGE_ENDPOINT"] = server.endpoint
+    processes = []
+    for number in range(3):
+        words = [
+            "run",
+            "--root",
+            str(tmp_path / f"root{number}"),
+            "--status-file",
+            str(tmp_path / f"{number}.json"),
+        ]
+        processes.append(
+            subprocess.Popen(
+                [*packhorse.command, *words, "--", *PRINT_VERSION],
+                cwd=tmp_path,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert (process.returncode, output) == (0, "1.0\n"), errors
+    actions = [json.loads((tmp_path / f"{n}.json").read_bytes())["boot"]["action"] for n in range(3)]
+    assert sorted(actions) == ["installed", "pulled", "pulled"]
+
+
+def test_a_tag_without_a_snapshot_fails_where_the_configuration_says_so(
+    run: Callable[..., Outcome], configured: Callable[..., None], root_path: Path
+) -> None:
+    configured(run='on-missing = "fail"')
+    refused = run(*PRINT_VERSION)
+    assert refused.code == 125
+    assert "has no snapshot" in refused.errors
+    assert "Traceback" not in refused.errors
+    assert not any((root_path / "packages").iterdir())
+
+
+def test_a_snapshot_of_other_requirements_is_refused_with_the_reason(
+    run: Callable[..., Outcome], configured: Callable[..., None]
+) -> None:
+    run(*PRINT_VERSION)
+    configured("tiny==2.0", run='on-missing = "fail"')
+    refused = run(*PRINT_VERSION, root="another")
+    assert refused.code == 125
+    assert "none made of these requirements" in refused.errors
+
+
+NOWHERE = {
+    "PACKHORSE_STORAGE_URL": "s3://bucket/envs",
+    "PACKHORSE_STORAGE_ENDPOINT": "http://127.0.0.1:9",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "never-printed",
+}
+
+
+def test_a_restarted_worker_that_holds_its_environment_starts_without_its_store(
+    run: Callable[..., Outcome],
+) -> None:
+    run(*PRINT_VERSION)
+    alone = run(*PRINT_VERSION, env=NOWHERE)
+    assert (alone.code, alone.output, alone.action) == (0, "1.0\n", "unchanged"), alone.errors
+    assert "already holds this environment" in alone.errors
+    assert "never-printed" not in alone.errors
+
+
+def test_an_empty_worker_without_its_store_fails_or_installs_as_configured(
+    run: Callable[..., Outcome], configured: Callable[..., None]
+) -> None:
+    failed = run(*PRINT_VERSION, env=NOWHERE)
+    assert failed.code == 125
+    assert "cannot be reached" in failed.errors
+    configured(run='on-restore-failure = "install"')
+    installed = run(*PRINT_VERSION, env=NOWHERE)
+    assert (installed.code, installed.output, installed.action) == (0, "1.0\n", "installed"), installed.errors
+    assert "not saved" in installed.errors
+
+
+def test_a_corrupt_snapshot_fails_or_is_installed_anew_as_configured(
+    run: Callable[..., Outcome], configured: Callable[..., None], root_path: Path, tmp_path: Path
+) -> None:
+    run(*PRINT_VERSION)
+    shutil.rmtree(root_path)
+    [pack] = (tmp_path / "store" / "packs").iterdir()
+    pack.write_bytes(bytes(reversed(pack.read_bytes())))
+    failed = run(*PRINT_VERSION)
+    assert failed.code == 125
+    assert "corrupt" in failed.errors
+    assert not any((root_path / "packages").iterdir())
+    configured(run='on-restore-failure = "install"')
+    installed = run(*PRINT_VERSION)
+    assert (installed.code, installed.output, installed.action) == (0, "1.0\n", "installed"), installed.errors
+
+
+def test_what_a_child_adds_to_models_is_saved_when_it_ends(
+    run: Callable[..., Outcome], root_path: Path
+) -> None:
+    saved = run(
+        "sh", "-c", 'mkdir "$HF_HOME" && echo weights > "$HF_HOME/model" && echo half > "$HF_HOME/x.tmp"'
+    )
+    assert saved.code == 0
+    assert saved.status["backup"]["pushed"] == ["shared"], saved.errors
+    shutil.rmtree(root_path)
+    restored = run("sh", "-c", 'cat "$HF_HOME/model"; ls "$HF_HOME"')
+    assert restored.output == "weights\nmodel\n"
+    assert restored.status["backup"]["pushed"] == []
+
+
+def test_a_failed_backup_is_told_and_the_childs_code_wins(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    run("true")
+    store = tmp_path / "store"
+    lost = run("sh", "-c", f'echo x > "$PACKHORSE_ROOT/models/x"; rm -rf {store}; touch {store}; exit 7')
+    assert lost.code == 7
+    assert "not everything is saved" in lost.errors
+    assert lost.status["backup"]["error"]
+
+
+def test_a_worker_without_backup_directories_saves_nothing(
+    run: Callable[..., Outcome], configured: Callable[..., None], root_path: Path
+) -> None:
+    configured(run="backup = []")
+    run("sh", "-c", 'echo x > "$PACKHORSE_ROOT/models/x"')
+    shutil.rmtree(root_path)
+    assert run("sh", "-c", 'ls "$PACKHORSE_ROOT/models"').output == ""
+
+
+def test_a_running_worker_saves_every_now_and_then(
+    packhorse: Packhorse, configured: Callable[..., None], root_path: Path, tmp_path: Path
+) -> None:
+    configured(run='backup-every = "1s"')
+    script = 'echo x > "$PACKHORSE_ROOT/models/x"; echo ready; exec sleep 60'
+    process = subprocess.Popen(
+        [*packhorse.command, "run", "--root", str(root_path), "--", "sh", "-c", script],
+        cwd=tmp_path,
+        env=dict(packhorse.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        shared = tmp_path / "store" / "tags" / "main" / "shared"
+        deadline = time.monotonic() + 30
+        while not shared.is_dir():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 143
+
+
+def test_after_sigterm_all_ends_within_the_grace_and_what_was_stored_is_tagged(
+    packhorse: Packhorse, configured: Callable[..., None], root_path: Path, tmp_path: Path
+) -> None:
+    configured(run="grace = 6\nstop-timeout = 1")
+    script = (
+        'trap "" TERM; echo small > "$PACKHORSE_ROOT/models/small"; echo ready; while :; do sleep 1; done'
+    )
+    status = tmp_path / "status.json"
+    process = subprocess.Popen(
+        [
+            *packhorse.command,
+            "run",
+            "--root",
+            str(root_path),
+            "--status-file",
+            str(status),
+            "--",
+            "sh",
+            "-c",
+            script,
+        ],
+        cwd=tmp_path,
+        env=dict(packhorse.environ),
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 137
+    assert time.monotonic() - sent < 6.5
+    assert json.loads(status.read_bytes())["backup"]["pushed"] == ["shared"]
+
+
+def test_a_second_run_joins_the_first_on_one_root_and_another_configuration_is_refused(
+    packhorse: Packhorse,
+    run: Callable[..., Outcome],
+    configured: Callable[..., None],
+    root_path: Path,
+    tmp_path: Path,
+) -> None:
+    first = subprocess.Popen(
+        [*packhorse.command, "run", "--root", str(root_path), "--", "sh", "-c", "echo ready; exec cat"],
+        cwd=tmp_path,
+        env=dict(packhorse.environ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert first.stdin is not None
+    assert first.stdout is not None
+    try:
+        assert first.stdout.readline() == b"ready\n"
+        joined = run(*PRINT_VERSION)
+        assert (joined.code, joined.output, joined.action) == (0, "1.0\n", "unchanged"), joined.errors
+        configured("tiny==2.0")
+        refused = run(*PRINT_VERSION)
+        assert refused.code == 125
+        assert "in use by a running command" in refused.errors
+        assert (root_path / "packages" / "tiny.py").read_text() == "VERSION = '1.0'\n"
+    finally:
+        first.stdin.close()
+        assert first.wait(timeout=30) == 0
