@@ -70,8 +70,9 @@ def install(
     """Make `packages/` what the configuration asks for, unless it is that already.
 
     `environ` is the environment that the worker would start from. `on_wait` is told who else is changing the
-    root, if that must be waited for; `sleep` waits between attempts at the network. Raises ConfigError where nothing is configured or a file is missing,
-    NoSpaceError, and PackhorseError where pip or an import fails or a command uses the environment.
+    root, if that must be waited for; `sleep` waits (seconds) between attempts at the network. Raises ConfigError
+    where nothing is configured or a file is missing, NoSpaceError, and PackhorseError where pip or an import
+    fails or a command uses the environment.
     """
     started = time.monotonic()
     if not config.environment.configured:
@@ -85,6 +86,7 @@ def install(
     wanted = fingerprint.fingerprint(config.environment, interpreter)
     with root.writing(on_wait):
         session.clean(root)
+        root.remove_retired()  # of an installation that was killed after its exchange
         if not reinstall and _up_to_date(root, wanted):
             result = InstallResult(wanted, False, *_counted(root.packages), 0.0, usage(root.path).bytes)
         else:

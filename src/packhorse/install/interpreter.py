@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -69,6 +68,8 @@ def _find(configured: str, environ: Mapping[str, str]) -> str:
 
 
 def _ask(path: str, environ: Mapping[str, str]) -> Interpreter:
+    import subprocess
+
     try:
         answer = subprocess.run(
             [path, "-I", "-S", "-c", _FACTS],
