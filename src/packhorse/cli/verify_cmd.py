@@ -39,9 +39,13 @@ def command(imports: bool) -> None:
             "`packhorse pull` brings back what the snapshot holds.",
         )
     if imports:
-        _imports(place)
+        from packhorse.install.environment import check_imports
+
+        with console.progress() as progress:
+            found.imports = check_imports(place.root, place.config, place.environ, progress)
     added = f" {len(found.added):,} files in packages/ are not part of it." if found.added else ""
     console.result(
         found,
-        f"All {found.files:,} files ({console.megabytes(found.bytes)}) are as snapshot {found.snapshot[:12]} says.{added}",
+        f"All {found.files:,} files ({console.megabytes(found.bytes)}) are as snapshot {found.snapshot[:12]} says.{added}"
+        + "".join(f"\nimport {outcome.module}: {outcome.seconds:.2f} s" for outcome in found.imports),
     )

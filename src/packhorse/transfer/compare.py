@@ -8,6 +8,7 @@ import stat
 import msgspec
 
 from packhorse.errors import NoSuchSnapshotError, PackhorseError
+from packhorse.install.imports import ImportOutcome
 from packhorse.progress import Progress
 from packhorse.root import SHARED
 from packhorse.snapshot.manifest import Directory, File, Frame, Manifest, Symlink
@@ -72,6 +73,8 @@ class Verification(msgspec.Struct):
     missing: list[str] = []
     added: list[str] = []
     """Files of packages/ that the snapshot does not have, such as bytecode written since."""
+    imports: list[ImportOutcome] = []
+    """How the modules of environment.verify were imported, where that was asked for."""
 
     @property
     def sound(self) -> bool:

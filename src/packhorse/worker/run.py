@@ -260,7 +260,7 @@ class _Backups:
         A SIGTERM that arrives meanwhile has a backup without a deadline begin again with one, so that what is
         stored by then gets into the tag. Any further signal ends it at once.
         """
-        if not self._call.config.run.backup:
+        if not self._call.config.run.backup or (self._running is None and self._nothing_to_save()):
             return
         self._status.enter("backing-up")
         self._wait()
@@ -270,6 +270,11 @@ class _Backups:
             self._wait()
             if ends is not None or self._call.grace_ends is None:
                 return
+
+    def _nothing_to_save(self) -> bool:
+        """Whether it is certain without a process of its own: a backup only ever adds, and there is nothing."""
+        root = self._call.root
+        return not any(os.listdir(root.path / name) for name in self._call.config.run.backup)
 
     def _start_periodic(self) -> None:
         if self._running is None and not self._call.supervisor.stopped_by:
