@@ -35,6 +35,7 @@ from packhorse.snapshot.writer import (
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
+from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local
 from packhorse.transfer.union import Winner, union
 
@@ -62,7 +63,9 @@ class _Part(NamedTuple):
     digest: str
     manifest: Manifest
     stored: bytes
-    written: Written
+    placed: Mapping[bytes, Placed]
+    absorbed: tuple[TagEntry, ...] = ()
+    """The entries that a fold replaces."""
 
 
 class _Push:
@@ -128,7 +131,8 @@ class _Push:
             frames=tuple(written.frames),
             entries=tuple(written.entries),
         )
-        part = self._part("packages", manifest, written)
+        part = self._part("packages", manifest, written.placed)
+        self._count(manifest)
         if newest is not None and newest.digest == part.digest:
             self.state = msgspec.structs.replace(state, state="complete", manifest=part.digest)
             self.local.keep(part.digest, part.stored)
@@ -141,13 +145,13 @@ class _Push:
         """The part for what was added to or changed in the shared `directories`."""
         base = os.fsencode(self.root.path)
         found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
-        present = union(
-            (entry.stamp, entry.digest, self.local.manifest(self.store, entry.digest))
-            for entry in shared_of(self.mine)
-        )
+        listed = shared_of(self.mine)
+        manifests = {entry.digest: self.local.manifest(self.store, entry.digest) for entry in listed}
+        present = union((entry.stamp, entry.digest, manifests[entry.digest]) for entry in listed)
+        folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
         new = changed_paths(base, found, present, self.local)
         if not new:
-            return []
+            return folded
         chosen = [item for item in found if item.path in new]
         self._announce("saving " + ", ".join(directories), chosen)
         written = write(
@@ -165,8 +169,17 @@ class _Push:
         self.result.unsaved += [_readable(path) for path in (*written.changed, *written.unfinished)]
         frames_used, entries = _with_used_frames(written)
         if self.result.unsaved and all(isinstance(entry, documents.Directory) for entry in entries):
+            return folded
+        manifest = Manifest(kind="shared", frames=frames_used, entries=entries)
+        self._count(manifest)
+        return [self._part("shared", manifest, written.placed), *folded]
+
+    def _folded(self, listed: Sequence[TagEntry], manifest: Manifest) -> list[_Part]:
+        """The part that replaces `listed`, unless the store does not tell where all of its frames lie."""
+        known = self.existing.frames()
+        if any(frame.digest not in known for frame in manifest.frames):
             return []
-        return [self._part("shared", Manifest(kind="shared", frames=frames_used, entries=entries), written)]
+        return [self._part("shared", manifest, known)._replace(absorbed=tuple(listed))]
 
     def publish(self, parts: Sequence[_Part], *, partial: bool) -> None:
         """Write placements, manifests, the snapshot and the tag's entries, in this order; record the state."""
@@ -174,17 +187,25 @@ class _Push:
         if parts:
             moment = 0
             for part in parts:
-                placement = placement_of(part.digest, part.manifest.frames, part.written.placed)
+                placement = placement_of(part.digest, part.manifest.frames, part.placed)
                 moment = max(moment, tags.put_placement(self.store, placement))
             for part in parts:
                 self.store.put(f"manifests/{part.digest}", part.stored)
                 self.local.keep(part.digest, part.stored)
             stamp = tags.stamp_after(moment, min((entry.stamp for entry in self.mine), default=""))
             entries = [
-                tags.new_entry(self.tag, part.part, part.digest, stamp, fingerprint=part.manifest.fingerprint)
+                tags.new_entry(
+                    self.tag,
+                    part.part,
+                    part.digest,
+                    stamp,
+                    fingerprint=part.manifest.fingerprint,
+                    kind="fold" if part.absorbed else "put",
+                )
                 for part in parts
             ]
-        together = sorted([*entries, *self.mine])
+        absorbed = {entry for part in parts for entry in part.absorbed}
+        together = sorted({*entries, *self.mine} - absorbed)
         state = _state_after(self.state, parts)
         snapshot = tags.snapshot_of(newest_packages(together, state.fingerprint), shared_of(together))
         if parts:
@@ -197,17 +218,18 @@ class _Push:
                 soabi=part.manifest.soabi,
                 platform=part.manifest.platform,
                 partial=partial,
+                absorbs=tuple(gone.key for gone in part.absorbed),
             )
             self.store.put(entry.key, msgspec.json.encode(facts))
         self.local.index.save()
         self.root.record(msgspec.structs.replace(state, snapshot=snapshot.id))
         self.result.snapshot = snapshot.id
-        self.result.pushed = [part.part for part in parts]
+        self.result.pushed = [part.part for part in parts if not part.absorbed]
 
-    def _part(self, part: tags.Part, manifest: Manifest, written: Written) -> _Part:
+    @staticmethod
+    def _part(part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed]) -> _Part:
         digest, stored = documents.encode(manifest)
-        self._count(manifest)
-        return _Part(part, digest, manifest, stored, written)
+        return _Part(part, digest, manifest, stored, placed)
 
     def _count(self, manifest: Manifest) -> None:
         self.result.files += manifest.files
@@ -390,7 +412,11 @@ class _Uploader:
 
 
 def _state_after(state: State, parts: Sequence[_Part]) -> State:
-    shared = [part.digest for part in parts if part.part == "shared"]
+    shared = [
+        part.digest
+        for part in parts
+        if part.part == "shared" and {entry.digest for entry in part.absorbed} <= set(state.shared)
+    ]
     state = msgspec.structs.replace(state, shared=tuple(dict.fromkeys((*state.shared, *shared))))
     for part in parts:
         if part.part == "packages":

@@ -1,0 +1,92 @@
+"""Folds: many small backups become one entry, and nothing of what they said changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from packhorse.config import Storage
+from packhorse.install.interpreter import worker_interpreter
+from packhorse.progress import Silent
+from packhorse.root import Root
+from packhorse.store import tags
+from packhorse.store.objects import Store
+from packhorse.transfer.fold import LIMIT
+from packhorse.transfer.pull import find, pull
+from packhorse.transfer.push import push
+
+INTERPRETER = worker_interpreter("", os.environ)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(Storage(url=(tmp_path / "store").as_uri()), {})
+
+
+@pytest.fixture
+def save(store: Store) -> Callable[[Root], list[str]]:
+    def save(root: Root) -> list[str]:
+        said = {"interpreter": lambda: INTERPRETER, "progress": Silent(), "warn": print}
+        return push(root, store, "main", directories=("models",), **said).pushed
+
+    return save
+
+
+def restored(store: Store, path: Path) -> Root:
+    root = Root.open(path)
+    target = find(store, "main", lambda: INTERPRETER, "")
+    said = {"interpreter": lambda: INTERPRETER, "progress": Silent(), "warn": print, "waiting": print}
+    pull(root, store, target, **said)
+    return root
+
+
+def shared(store: Store) -> list[tags.TagEntry]:
+    return tags.shared_of(tags.read_tag(store, "main"))
+
+
+def test_many_backups_become_one_entry_with_the_same_content(
+    store: Store, save: Callable[[Root], list[str]], tmp_path: Path
+) -> None:
+    root = Root.open(tmp_path / "root")
+    for number in range(LIMIT + 1):
+        (root.models / f"model{number}").write_bytes(bytes([number]) * 1000)
+        (root.models / "changing").write_text(str(number))
+        assert save(root) == ["shared"]
+    os.link(root.models / "changing", root.models / "linked")
+    assert len(shared(store)) == LIMIT + 1
+    assert save(root) == ["shared"]
+    assert [entry.kind for entry in shared(store)].count("fold") == 1
+    assert len(shared(store)) == 2
+    there = restored(store, tmp_path / "another").models
+    assert (there / "changing").read_text() == str(LIMIT)
+    assert (there / "linked").read_text() == str(LIMIT)
+    for number in range(LIMIT + 1):
+        assert (there / f"model{number}").read_bytes() == bytes([number]) * 1000
+    assert save(root) == []
+    assert save(Root.open(tmp_path / "another")) == []
+
+
+def test_a_backup_made_while_another_folds_still_wins_over_what_was_folded(
+    store: Store, save: Callable[[Root], list[str]], tmp_path: Path
+) -> None:
+    root = Root.open(tmp_path / "root")
+    for number in range(LIMIT):
+        (root.models / "changing").write_text(str(number))
+        save(root)
+    # An entry that the folding push does not see, as if it was written after that push had listed the tag.
+    listing = {entry.key for entry in shared(store)}
+    late = Root.open(tmp_path / "late")
+    (late.models / "changing").write_text("late")
+    save(late)
+    [unseen] = [entry for entry in shared(store) if entry.key not in listing]
+    body = store.get(unseen.key)
+    store.delete([unseen.key])
+    for name in ("one", "two"):
+        (root.models / name).write_text(name)
+        save(root)
+    assert any(entry.kind == "fold" for entry in shared(store))
+    store.put(unseen.key, body)
+    assert (restored(store, tmp_path / "another").models / "changing").read_text() == "late"
