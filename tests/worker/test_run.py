@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,6 +110,17 @@ def test_modules_in_the_working_directory_do_not_stand_in_for_packhorses_own(pac
     assert (done.returncode, "not everything is saved" in done.stderr) == (0, False)
 
 
+def test_modules_in_the_packages_do_not_stand_in_for_packhorses_own(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    (Root.open(root_path).packages / "click.py").write_text("raise SystemExit(99)")
+    assert packhorse("exec", "--", "python", "-c", "import click").returncode == 99
+    inner = [*packhorse.command, "run", "-q", "--", "python", "-c", "import click"]
+    done = packhorse("run", "-q", "--", "sh", "-c", f"{' '.join(packhorse.command)} env && true", env=SAVING)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert packhorse("run", "-q", "--", *inner).returncode == 99
+
+
 # --- what the command is told, and what stays behind ---
 
 
@@ -198,6 +210,21 @@ def test_an_environment_of_this_python_is_taken(packhorse: Packhorse, root_path:
     ours = worker_interpreter("", packhorse.environ)
     Root.open(root_path).record(State(state="complete", soabi=ours.soabi, platform=ours.platform))
     assert packhorse("exec", "--", "true").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_a_signal_ends_the_wait_for_packages_that_are_being_exchanged(
+    start: Start, root_path: Path, command: str
+) -> None:
+    root = Root.open(root_path)
+    with root.packages_unused() as unused:
+        assert unused
+        supervisor = start(command, "--", "true")
+        waits = re.compile(rf"-> FLOCK +ADVISORY +READ +{supervisor.pid} ")
+        until(lambda: waits.search(Path("/proc/locks").read_text()))
+        supervisor.send(signal.SIGTERM)
+        assert supervisor.wait() == 128 + signal.SIGTERM
+    assert ephemeral(root_path) == []
 
 
 # --- the status file ---
@@ -362,8 +389,9 @@ def test_after_sigterm_a_backup_that_hangs_is_killed_at_the_end_of_grace(
 
 
 def test_a_child_that_takes_all_of_grace_leaves_no_time_for_a_backup(
-    start: Start, packhorse: Packhorse
+    start: Start, packhorse: Packhorse, root_path: Path
 ) -> None:
+    (Root.open(root_path).models / "model.bin").touch()
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_GRACE": "0.6", "PACKHORSE_RUN_STOP_TIMEOUT": "0.5"}
     program = "signal.signal(15, signal.SIG_IGN); say(); time.sleep(1000)"

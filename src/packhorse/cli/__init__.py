@@ -7,10 +7,20 @@ import os
 import sys
 from typing import Any
 
-import click
 
-from packhorse.cli import console
-from packhorse.errors import EXIT_SUPERVISOR, PackhorseError
+def _forget_packages() -> None:
+    """Import nothing from the packages of the root that this process was started under: its own may differ."""
+    packages = os.path.join(os.environ.get("PACKHORSE_ROOT", ""), "packages")
+    if os.path.isabs(packages) and not __file__.startswith(packages + os.sep):
+        sys.path[:] = [path for path in sys.path if not f"{path}{os.sep}".startswith(packages + os.sep)]
+
+
+_forget_packages()
+
+import click  # noqa: E402
+
+from packhorse.cli import console  # noqa: E402
+from packhorse.errors import EXIT_SUPERVISOR, PackhorseError  # noqa: E402
 
 COMMANDS = {
     "init": "Write a commented packhorse.toml.",
