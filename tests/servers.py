@@ -92,7 +92,7 @@ def _seaweedfs(directory: Path, access_key: str, secret_key: str) -> tuple[list[
         # Volumes are files that grow; every bucket takes one of its own (volume growth of 1 instead of 7).
         " -volume.max=1000 -volume.minFreeSpace=0 -master.volumeSizeLimitMB=1024"
     )
-    return [_program("weed"), "server", *options.split()], s3
+    return [_program("weed"), f"-logdir={directory}", "server", *options.split()], s3
 
 
 def rclone_s3() -> contextlib.AbstractContextManager[S3Server]:

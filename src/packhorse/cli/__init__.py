@@ -20,7 +20,7 @@ _forget_packages()
 import click  # noqa: E402
 
 from packhorse.cli import console  # noqa: E402
-from packhorse.errors import EXIT_SUPERVISOR, PackhorseError  # noqa: E402
+from packhorse.errors import EXIT_SUPERVISOR, ConfigError, PackhorseError  # noqa: E402
 
 COMMANDS = {
     "init": "Write a commented packhorse.toml.",
@@ -64,7 +64,7 @@ class _Commands(click.Group):
             from difflib import get_close_matches
 
             close = get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else " `packhorse --help` lists them."
+            hint = f" Did you mean `{close[0]}`?" if close else ""
             ctx.fail(f"There is no command `{name}`.{hint}")
         return super().resolve_command(ctx, args)
 
@@ -94,9 +94,17 @@ def _outcome(words: list[str], supervisor: bool) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         return 130
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return EXIT_SUPERVISOR if supervisor else 2
+        return ConfigError.exit_code
+    except click.ClickException as error:
+        code = EXIT_SUPERVISOR if supervisor else ConfigError.exit_code
+        if not supervisor:  # their stdout is the child's alone
+            console.want_json_if_asked(words)
+        context = getattr(error, "ctx", None)
+        helps = context.command_path if context is not None else "packhorse"
+        console.show_error(ConfigError(error.format_message(), f"`{helps} --help` shows what is allowed."), code)
+        return code
     except PackhorseError as error:
         console.show_error(error, EXIT_SUPERVISOR if supervisor else error.exit_code)
         return EXIT_SUPERVISOR if supervisor else error.exit_code

@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,12 @@ def shared_options(function: F) -> F:
 def verbose() -> bool:
     """Whether -v was given."""
     return _settings["verbose"]
+
+
+def want_json_if_asked(words: Sequence[str]) -> None:
+    """Take --json from a command line that cannot be parsed."""
+    own = words[: words.index("--")] if "--" in words else words
+    _settings["json"] = _settings["json"] or "--json" in own
 
 
 def wants_json() -> bool:
