@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
 
 
 def _forget_packages() -> None:
@@ -90,13 +89,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _outcome(words: list[str], supervisor: bool) -> int:
     try:
-        code: Any = packhorse.main(args=words, prog_name="packhorse", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        answer: object = packhorse.main(args=words, prog_name="packhorse", standalone_mode=False)
+        return answer if isinstance(answer, int) else 0
     except click.exceptions.Abort:
         return 130
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        return ConfigError.exit_code
+        return 2
     except click.ClickException as error:
         code = EXIT_SUPERVISOR if supervisor else ConfigError.exit_code
         if not supervisor:  # their stdout is the child's alone
