@@ -121,6 +121,17 @@ def test_modules_in_the_packages_do_not_stand_in_for_packhorses_own(
     assert packhorse("run", "-q", "--", *inner).returncode == 99
 
 
+def test_a_reader_of_stderr_that_goes_away_disturbs_nothing(start: Start, packhorse: Packhorse) -> None:
+    (packhorse.directory / "no-backup").touch()
+    env = {**SAVING, "PACKHORSE_STORAGE_URL": f"file://{packhorse.directory}/no-backup"}
+    supervisor = start(
+        *("run", "--", "sh", "-c", f"{SAVES}; exit 3"),
+        before=("bash", "-c", '"$@" 2> >(read -r line)', "bash"),
+        env=env,
+    )
+    assert supervisor.wait() == 3
+
+
 # --- what the command is told, and what stays behind ---
 
 

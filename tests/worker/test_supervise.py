@@ -152,6 +152,14 @@ def test_orphans_are_adopted_and_reaped(start: Start) -> None:
     assert supervisor.wait() == 0
 
 
+def test_the_background_jobs_of_a_script_that_made_way_for_packhorse_are_not_touched(start: Start) -> None:
+    supervisor = start("run", "--", "true", before=("sh", "-c", 'sleep 1000 >&2 & echo $!; exec "$@"', "sh"))
+    sidecar = int(supervisor.line())
+    assert supervisor.wait() == 0
+    assert alive(sidecar)
+    os.kill(sidecar, signal.SIGKILL)
+
+
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 

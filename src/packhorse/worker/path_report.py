@@ -20,7 +20,7 @@ def lines(root: Root, environ: Mapping[str, str], app_path: str) -> Iterator[str
         yield f"  {entry or os.curdir} ({_description(root, entry, app_path)})"
     yield f"TMPDIR is {environ['TMPDIR']}"
     try:
-        yield f"python is {os.path.realpath(find_executable('python', environ))}"
+        yield f"python is {os.path.abspath(find_executable('python', environ))}"
     except CannotStartError:
         yield "there is no python on the PATH"
 

@@ -316,7 +316,7 @@ class _Backups:
         if ends is not None:
             supervisor.at(ends - _CLEANING, kill)
         supervisor.wait(process, on_signal)
-        supervisor.end_leftovers(group=process.pid)
+        supervisor.end_leftovers(process, orphans=False)
 
     def _ended(self, code: int) -> None:
         self._running = None

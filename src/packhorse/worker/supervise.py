@@ -92,6 +92,12 @@ class Supervisor:
             self._served.add(signal.SIGTSTP)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody learns how a child ended
         signal.pthread_sigmask(signal.SIG_BLOCK, self._served | {signal.SIGTTOU})
+        # Whoever replaced itself by this process (`sidecar & exec packhorse run ...`) may have left it children.
+        self._strangers = (
+            {pid for pid, parent, _ in _all_processes() if parent == os.getpid()}
+            if _has_children()
+            else set[int]()
+        )
         self._adopts = os.getpid() == 1 or _become_subreaper()
 
     # --- processes ---
@@ -167,7 +173,7 @@ class Supervisor:
             return self.wait(child, on_signal)
         finally:
             self._terminal.take_back()
-            self.end_leftovers(group=child.pid)
+            self.end_leftovers(child)
 
     def run_own(
         self,
@@ -175,7 +181,7 @@ class Supervisor:
         environ: Mapping[str, str],
         on_signal: Callable[[Process, int], None],
     ) -> int:
-        """Run a process of packhorse's own and what it leaves behind to their end; return its exit code.
+        """Run a process of packhorse's own, and end what it leaves behind in its group; return its exit code.
 
         `on_signal` decides what a signal means for it.
         """
@@ -183,7 +189,7 @@ class Supervisor:
         try:
             return self.wait(process, lambda number: on_signal(process, number))
         finally:
-            self.end_leftovers(group=process.pid)
+            self.end_leftovers(process, orphans=False)
 
     def wait(self, process: Process, on_signal: Callable[[int], None]) -> int:
         """Serve signals and timers until `process` has ended; return its exit code."""
@@ -195,12 +201,12 @@ class Supervisor:
             self._on_signal = lambda number: None
         return process.code
 
-    def end_leftovers(self, *, group: int = 0) -> None:
-        """End what processes started here left behind: members of `group` and adopted orphans."""
+    def end_leftovers(self, process: Process, *, orphans: bool = True) -> None:
+        """End what `process` left behind: members of its group and, with `orphans`, whatever was handed to us."""
         for number, patience in ((signal.SIGTERM, LEFTOVER_PATIENCE), (signal.SIGKILL, _KILL_PATIENCE)):
             until = time.monotonic() + patience
             told: set[int] = set()
-            while (left := self._leftovers(group)) and time.monotonic() < until:
+            while (left := self._leftovers(process.pid, orphans)) and time.monotonic() < until:
                 for pid in left - told if number == signal.SIGTERM else left:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, number)
@@ -208,15 +214,14 @@ class Supervisor:
                 told |= left
                 self._serve(until)
 
-    def _leftovers(self, group: int) -> set[int]:
-        if self._adopts:
-            try:
-                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return set()  # no need to look through /proc
+    def _leftovers(self, group: int, orphans: bool) -> set[int]:
+        if self._adopts and not _has_children():
+            return set()  # no need to look through /proc
         alive = list(_all_processes())
-        found = {pid for pid, parent, in_group in alive if group and in_group == group}
-        found |= {pid for pid, parent, _ in alive if parent == os.getpid() and pid not in self._processes}
+        found = {pid for pid, parent, in_group in alive if in_group == group}
+        if orphans:
+            found |= {pid for pid, parent, _ in alive if parent == os.getpid()}
+            found -= self._strangers | self._processes.keys()
         while more := {pid for pid, parent, _ in alive if parent in found} - found:
             found |= more
         return found
@@ -427,6 +432,14 @@ def _cannot_start(name: str, executable: str, error: OSError) -> CannotStartErro
     elif error.errno == errno.E2BIG:
         remedy = "Its arguments and environment are too long."
     return CannotStartError(f'exec: "{executable}": {(error.strerror or name).lower()}.', remedy)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _become_subreaper() -> bool:
