@@ -6,7 +6,7 @@ import pytest
 
 from packhorse.config import Network
 from packhorse.errors import PackhorseError
-from packhorse.install.network import LONGEST_WAIT, Attempts, Failure, NetworkError, download, judge
+from packhorse.install.network import LONGEST_WAIT, Attempts, Failure, NetworkError, download, judge, progress
 
 SETTINGS = Network()
 LARGE = "  Downloading torch-2.6.0-cp311-cp311-linux_x86_64.whl (858.1 MB)"
@@ -141,6 +141,30 @@ def test_nothing_found_counts_as_the_networks_fault_only_where_an_index_did_not_
 )
 def test_the_size_of_a_download_is_read_from_pips_words(line: str, expected: tuple[str, int] | None) -> None:
     assert download(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Progress 262144 of 3000000", (262144, 3000000)),
+        ("     ━━━━━━━━━━━╸         50.0/101.0 kB 479.5 MB/s eta 0:00:01", (50, 101)),
+        ("     ━━━━━━━━━━━━━━━━━━━━ 101.0/101.0 KB 379.0 MB/s eta 0:00:00", (101, 101)),
+        ("  Resuming download foo-1.0.whl (1000 kB/3.0 MB)", None),
+        ("Progress is made", None),
+    ],
+)
+def test_how_much_has_arrived_is_read_from_both_kinds_of_bars(
+    line: str, expected: tuple[float, float] | None
+) -> None:
+    assert progress(line) == expected
+
+
+def test_a_wrong_hash_of_a_file_that_did_not_arrive_whole_is_the_networks_fault() -> None:
+    output = [LARGE, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE."]
+
+    failure = judge(output, [], download(LARGE))
+
+    assert failure == Failure("network", "the connection broke", TORCH, 858_100_000)
 
 
 class _Network:

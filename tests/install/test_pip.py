@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.install.conftest import Installer
-from tests.install.index import Index
+from tests.install.index import Cut, Index, Status
 
 from packhorse.errors import PackhorseError
 from packhorse.install import pip
@@ -39,6 +40,21 @@ def test_a_worker_without_pip_is_served_by_that_of_packhorse(
 
     script = installer.root.packages / "bin" / "foo"
     assert script.read_text().startswith(f"#!{without_pip}")
+
+
+def test_the_pip_that_comes_with_python_installs_over_a_network_that_breaks(
+    index: Index, installer: Installer, tmp_path: Path
+) -> None:
+    """It may be an old one, which takes half a file for a whole one."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    content = os.urandom(1_000_000)
+    path = index.add("foo", "1.0", {"foo.py": "", "foo.bin": content})
+    index.fail("foo/", Status(503))
+    index.fail(path.name, Cut(after=600_000), Status(503))
+
+    installer(dependencies=["foo"], python=str(tmp_path / "venv" / "bin" / "python3"), verify=["foo"])
+
+    assert (installer.root.packages / "foo.bin").read_bytes() == content
 
 
 def test_without_any_pip_the_remedy_is_told(

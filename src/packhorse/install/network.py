@@ -44,6 +44,7 @@ _URL = re.compile(
 _DOWNLOAD = re.compile(
     r"^\s*(?:Downloading|Resuming download|Using cached) (\S+) \((?:[^/]*/)?([\d.]+) (\w+)\)"
 )
+_PROGRESS = re.compile(r"^Progress (\d+) of (\d+)$|([\d.]+)/([\d.]+) [kKMG]?B .*\beta\b")
 _UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}  # pip._internal.utils.misc.format_size
 
 
@@ -79,11 +80,27 @@ def download(line: str) -> Download | None:
     return Download(_base(match[1]), int(float(match[2]) * _UNITS[match[3]]))
 
 
-def judge(output: Iterable[str], details: Iterable[str]) -> Failure:
+def progress(line: str) -> tuple[float, float] | None:
+    """How much of how much has arrived, by a line of pip's bar: in bytes where it is the raw one."""
+    match = _PROGRESS.search(line)
+    if match is None:
+        return None
+    return float(match[1] or match[3]), float(match[2] or match[4])
+
+
+def judge(output: Iterable[str], details: Iterable[str], unfinished: Download | None = None) -> Failure:
     """Why pip failed, by the lines of its output and of its detailed log (pip's --log).
 
-    An index that does not answer is in the details only: pip goes on without it and then finds nothing.
+    An index that does not answer is in the details only: pip goes on without it and then finds nothing. Before
+    25.2 pip takes a download that broke off (`unfinished`) for a whole file, and complains about its hash.
     """
+    failure = _judge(output, details)
+    if failure.kind == "other" and unfinished is not None:
+        return Failure("network", "the connection broke", unfinished.file, unfinished.size)
+    return failure
+
+
+def _judge(output: Iterable[str], details: Iterable[str]) -> Failure:
     lines = list(output)
     text = "\n".join(lines)
     sizes = dict(filter(None, map(download, lines)))

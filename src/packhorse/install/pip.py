@@ -30,7 +30,6 @@ from packhorse.watch.disk import Watch
 _SHOWN = 10_000_000
 """Bytes from which a download is a stage of its own in the progress."""
 _NEARLY_FULL = 8 << 20
-_MARK = "Progress "
 _RESUMING = re.compile(r"Attempting to resume incomplete download \(([^/]+)/([^,]+),")
 
 # pip reads every option from PIP_<OPTION> too. What would install elsewhere, or nothing, or more:
@@ -120,7 +119,7 @@ class Engine:
         arguments = [
             *("install", "--target", str(target), "--cache-dir", environ["PIP_CACHE_DIR"], "--retries", "0"),
             *("--no-input", "--disable-pip-version-check", "--no-warn-script-location"),
-            *("--progress-bar", "raw" if command.version >= (24, 1) else "off"),
+            *("--progress-bar", "raw" if command.version >= (24, 1) else "on"),
             *("--prefix", "", "--root", "/"),  # what these are without a pip.conf
             *options,
             *(word for file in files for word in ("--requirement", file)),
@@ -148,7 +147,9 @@ class Engine:
                 self.note(f"warning: pip went on without an index that did not answer. {line}")
             return
         self.watch.look()
-        raise self._error(network.judge(reader.output, _lines(details)), ended.code, reader.too_large)
+        raise self._error(
+            network.judge(reader.output, _lines(details), reader.unfinished), ended.code, reader.too_large
+        )
 
     def _error(self, failure: network.Failure, code: int, too_large: bool) -> PackhorseError:
         """What to raise. A full disk is looked for first: pip words it as a network that broke."""
@@ -184,22 +185,25 @@ class _Reader:
         self.too_large = False
         """A file was larger than what was free when its download began."""
         self._file = network.Download("", 0)
-        self._done = -1
+        self.unfinished: network.Download | None = None
+        """A file of which not all has arrived, by the last that pip said about it."""
+        self._shown = -1
         self._progress.stage("resolving and downloading")
 
     def line(self, text: str) -> None:
         """Take the next line; pip says something at least every minute, so that the session stays alive."""
         self._session.heartbeat()
         free = self._watch.look()  # at errors too: before pip removes what filled the disk
-        if text.startswith(_MARK):
-            self._advance(text)
+        if (arrived := network.progress(text)) is not None:
+            self._advance(*arrived)
             return
         line = self._log.add(text)
         self.output.append(line)
         if started := network.download(line):
             if started.file != self._file.file:
-                self._done = -1
+                self._shown = -1
             self._file = started
+            self.unfinished = None
             self.too_large = self.too_large or started.size > free
         elif resuming := _RESUMING.search(line):
             self._note(
@@ -208,20 +212,16 @@ class _Reader:
         elif line.startswith("Installing collected packages:"):
             self._progress.stage("installing")
 
-    def _advance(self, text: str) -> None:
-        """Follow pip's `Progress DONE of TOTAL` of files that are worth showing."""
-        words = text.split()
-        if len(words) != 4 or not (words[1].isdigit() and words[3].isdigit()):
-            return
-        done, total = int(words[1]), int(words[3])
+    def _advance(self, arrived: float, total: float) -> None:
+        self.unfinished = self._file if arrived < total else None
         if total < _SHOWN:
             return
-        if self._done < 0:
-            self._progress.stage(f"downloading {self._file.file}", total)
-            self._done = 0
-        if done > self._done:  # not so at first where pip had to begin again
-            self._progress.advance(done - self._done)
-            self._done = done
+        if self._shown < 0:
+            self._progress.stage(f"downloading {self._file.file}", int(total))
+            self._shown = 0
+        if arrived > self._shown:  # not so at first where pip had to begin again
+            self._progress.advance(int(arrived) - self._shown)
+            self._shown = int(arrived)
 
 
 def pip_environ(
