@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from blake3 import blake3
 
-from packhorse.errors import IntegrityError
+from packhorse.errors import IntegrityError, PackhorseError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -29,8 +29,11 @@ GROUP_LEAST, GROUP_MOST = MEBIBYTE, 4 * MEBIBYTE
 LARGEST_FRAME = 16 * MEBIBYTE
 LARGEST_STORED = LARGEST_FRAME + MEBIBYTE
 """What a reader accepts: bounds its memory whatever a store sends."""
-LARGEST_DOCUMENT = 1 << 30
+LARGEST_DOCUMENT = 64 * MEBIBYTE
+"""Enough for half a million files."""
 DEFAULT_LEVEL = 3
+_WINDOW = {int(zstd.DecompressionParameter.window_log_max): 25}
+"""A reader gives no more memory than 32 MiB to a window, whatever a frame asks for (RFC 8878, 3.1.1.1.2)."""
 
 RAW, ZSTD = 0, 1
 """Codecs: stored as it is; one zstd frame (RFC 8878)."""
@@ -79,6 +82,10 @@ def digest_of(content: Bytes) -> bytes:
     return blake3(content).digest()
 
 
+ZEROS = digest_of(bytes(PIECE))
+"""The digest of a piece that is a hole of its file: it is neither compressed again nor fetched nor written."""
+
+
 def group_digest(digests: Iterable[bytes]) -> bytes:
     """One digest for a sequence of digests."""
     return digest_of(b"".join(digests))
@@ -106,7 +113,7 @@ def decompress(stored: Bytes, codec: int, stored_digest: bytes, digest: bytes, l
         raw: Bytes = stored
     elif codec == ZSTD:
         try:
-            raw = zstd.ZstdDecompressor().decompress(stored, max_length=length + 1)
+            raw = _decompressed(stored, length)
         except zstd.ZstdError as error:
             raise _wrong(digest) from error
     else:
@@ -118,6 +125,15 @@ def decompress(stored: Bytes, codec: int, stored_digest: bytes, digest: bytes, l
     return raw
 
 
+def _decompressed(stored: Bytes, most: int) -> bytes:
+    """What one whole zstd frame of at most `most` raw bytes holds. Raises ZstdError for anything else."""
+    decompressor = zstd.ZstdDecompressor(options=_WINDOW)
+    raw: bytes = decompressor.decompress(stored, max_length=most + 1)
+    if not decompressor.eof or decompressor.unused_data or len(raw) > most:
+        raise zstd.ZstdError("not one whole frame of the size allowed")
+    return raw
+
+
 def _wrong(digest: bytes) -> IntegrityError:
     return IntegrityError(
         f"A frame of the snapshot is corrupt: its content does not have the digest {digest.hex()[:12]}.",
@@ -126,7 +142,12 @@ def _wrong(digest: bytes) -> IntegrityError:
 
 
 def compress_document(raw: bytes) -> bytes:
-    """A manifest or placement as one zstd frame."""
+    """A manifest or placement as one zstd frame. Raises PackhorseError where no reader would take it."""
+    if len(raw) > LARGEST_DOCUMENT:
+        raise PackhorseError(
+            f"The list of files is {len(raw) / 1e6:,.0f} MB long, more than a snapshot can have.",
+            "Keep fewer files in the root: archives of small files are restored faster, too.",
+        )
     squeezed: bytes = zstd.compress(raw, 9)
     return squeezed
 
@@ -134,9 +155,8 @@ def compress_document(raw: bytes) -> bytes:
 def decompress_document(stored: bytes) -> bytes:
     """Back from `compress_document`; at most LARGEST_DOCUMENT bytes. Raises IntegrityError."""
     try:
-        raw: bytes = zstd.ZstdDecompressor().decompress(stored, max_length=LARGEST_DOCUMENT)
+        return _decompressed(stored, LARGEST_DOCUMENT)
     except zstd.ZstdError as error:
         raise IntegrityError(
             "A document of the snapshot cannot be decompressed.", "The store's copy is corrupt: push again."
         ) from error
-    return raw

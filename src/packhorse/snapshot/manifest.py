@@ -7,13 +7,15 @@ that cover their file and lie inside their frames. `docs/reference/format.md` de
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import TypeAlias, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from packhorse.errors import IntegrityError
+from packhorse.root import SHARED
 from packhorse.snapshot.frames import (
+    LARGE_FILE,
     LARGEST_FRAME,
     LARGEST_STORED,
     compress_document,
@@ -24,6 +26,11 @@ from packhorse.snapshot.frames import (
 FORMAT = 1
 MANIFEST_MAGIC = b"packhorse-manifest\n"
 PLACEMENT_MAGIC = b"packhorse-placement\n"
+_LARGEST_PACK = 1 << 40
+_SHARED = {name.encode() for name in SHARED}
+
+PERMISSIONS = 0o777
+"""The mode bits that snapshots keep; setuid, setgid and sticky are dropped."""
 
 
 class Directory(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="d"):
@@ -64,6 +71,7 @@ class Hardlink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="h"):
     target: bytes
 
 
+Kind: TypeAlias = Literal["packages", "shared"]
 Entry: TypeAlias = Directory | File | Symlink | Hardlink
 
 
@@ -132,8 +140,11 @@ def encode(document: Manifest | Placement) -> tuple[str, bytes]:
     return digest_of(raw).hex(), magic + compress_document(raw)
 
 
-def decode_manifest(stored: bytes, digest: str) -> Manifest:
-    """The manifest whose digest is `digest`. Raises IntegrityError where the bytes are not that or not sane."""
+def decode_manifest(stored: bytes, digest: str, kind: Kind) -> Manifest:
+    """The manifest of `kind` whose digest is `digest`.
+
+    Raises IntegrityError where the bytes are not that or not sane.
+    """
     raw = _raw(stored, MANIFEST_MAGIC)
     if digest_of(raw).hex() != digest:
         raise IntegrityError(
@@ -141,6 +152,8 @@ def decode_manifest(stored: bytes, digest: str) -> Manifest:
             "The store's copy is corrupt: restore it, or push this environment again.",
         )
     manifest = _decoded(raw, Manifest)
+    if manifest.kind != kind:
+        raise _malformed(f"a manifest of {kind} is needed, and this one is of another kind")
     _check(manifest)
     return manifest
 
@@ -163,10 +176,15 @@ def decode_any_placement(stored: bytes) -> Placement:
     if len(placement.places) != len(placement.frames):
         raise _malformed("a placement has not one place for each frame")
     for place in placement.places:
-        if not (0 <= place.pack < count and place.offset >= 0 and 0 < place.length <= LARGEST_STORED):
+        if not (
+            0 <= place.pack < count
+            and 0 <= place.offset < _LARGEST_PACK
+            and 0 < place.length <= LARGEST_STORED
+            and len(place.digest) == 32
+        ):
             raise _malformed("a placement names a place that cannot be")
     for name in placement.packs:
-        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+        if not _is_digest(name):
             raise _malformed("a placement names a pack that cannot be")
     return placement
 
@@ -189,7 +207,7 @@ def _decoded(raw: bytes, kind: type[_D]) -> _D:
                 "Install a newer packhorse.",
             )
         return msgspec.msgpack.decode(raw, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(f"a document cannot be read ({error})") from error
 
 
@@ -201,16 +219,16 @@ def _malformed(why: str) -> IntegrityError:
 
 def _check(manifest: Manifest) -> None:
     """Refuse what a well-meaning writer never writes; a manifest may come from a hostile store."""
-    if manifest.kind not in ("packages", "shared"):
-        raise _malformed("a manifest is of an unknown kind")
     lengths = [frame.length for frame in manifest.frames]
-    if any(
-        not 0 < length <= LARGEST_FRAME or len(f.digest) != 32 for f, length in zip(manifest.frames, lengths)
-    ):
-        raise _malformed("a frame has an impossible length")
-    if manifest.stamps and (
+    for frame in manifest.frames:
+        if not 0 < frame.length <= LARGEST_FRAME or len(frame.digest) != 32:
+            raise _malformed("a frame cannot be")
+    if manifest.fingerprint and not _is_digest(manifest.fingerprint):
+        raise _malformed("a fingerprint cannot be")
+    if (manifest.stamps or manifest.stamped) and (
         len(manifest.stamped) != len(manifest.entries)
         or any(not 0 <= number < len(manifest.stamps) for number in manifest.stamped)
+        or any(len(stamp) != 14 or not stamp.isdecimal() for stamp in manifest.stamps)
     ):
         raise _malformed("a fold does not say where its entries come from")
     directories = {b""}
@@ -222,8 +240,16 @@ def _check(manifest: Manifest) -> None:
             raise _malformed("the paths are not in order")
         previous = path
         parent, _, name = path.rpartition(b"/")
-        if name in (b"", b".", b"..") or b"\0" in path or parent not in directories:
+        if path[:1] == b"/" or name in (b"", b".", b"..") or b"\0" in path or parent not in directories:
             raise _malformed("a path leads outside or through something that is no directory")
+        if (
+            manifest.kind == "shared"
+            and not parent
+            and not (isinstance(entry, Directory) and path in _SHARED)
+        ):
+            raise _malformed("a path lies in none of the shared directories")
+        if isinstance(entry, (Directory, File)) and not 0 <= entry.mode <= PERMISSIONS:
+            raise _malformed("a mode has bits that are never kept")
         if isinstance(entry, Directory):
             directories.add(path)
         elif isinstance(entry, File):
@@ -239,8 +265,8 @@ def _check(manifest: Manifest) -> None:
 
 
 def _check_pieces(file: File, lengths: Sequence[int]) -> None:
-    if len(file.pieces) % 3 or len(file.digest) not in (0, 32):
-        raise _malformed("a file's pieces cannot be read")
+    if len(file.pieces) % 3 or len(file.digest) != (32 if file.size < LARGE_FILE else 0):
+        raise _malformed("a file's pieces or digest cannot be")
     covered = 0
     for frame, offset, length in triples(file.pieces):
         if not (0 <= frame < len(lengths) and offset >= 0 and 0 < length <= lengths[frame] - offset):
@@ -248,6 +274,10 @@ def _check_pieces(file: File, lengths: Sequence[int]) -> None:
         covered += length
     if covered != file.size:
         raise _malformed("the pieces of a file are not as long as the file")
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def triples(pieces: tuple[int, ...]) -> zip[tuple[int, int, int]]:
@@ -265,10 +295,10 @@ class Member(msgspec.Struct, frozen=True, array_like=True, gc=False):
     length: int
 
 
-def members(manifest: Manifest) -> list[list[Member]]:
-    """For each frame the pieces that lie in it, in the order of the entries."""
-    result: list[list[Member]] = [[] for _ in manifest.frames]
-    for entry in manifest.entries:
+def members(entries: Iterable[Entry], count: int) -> list[list[Member]]:
+    """For each of `count` frames the pieces of `entries` that lie in it, in the order of the entries."""
+    result: list[list[Member]] = [[] for _ in range(count)]
+    for entry in entries:
         if isinstance(entry, File):
             starts = itertools.accumulate((length for _, _, length in triples(entry.pieces)), initial=0)
             for (frame, offset, length), start in zip(triples(entry.pieces), starts):

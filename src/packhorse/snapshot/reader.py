@@ -54,7 +54,10 @@ class Tree:
             entry for entry in manifest.entries if wanted is None or entry.path in wanted
         ]
         fetched = {entry.path for entry in self.entries if isinstance(entry, File)} - self.kept.keys()
-        self._members = [[m for m in inside if m.file.path in fetched] for inside in members(manifest)]
+        self._members = [
+            [m for m in inside if m.file.path in fetched]
+            for inside in members(manifest.entries, len(manifest.frames))
+        ]
         self._files = [entry for entry in self.entries if isinstance(entry, File) and entry.path in fetched]
         self._fetched = frames.digest_of(b"\0".join(sorted(fetched))).hex()
         self._lock = threading.Lock()

@@ -9,10 +9,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-PERMISSIONS = 0o777
-"""The mode bits that snapshots keep; setuid, setgid and sticky are dropped."""
+from packhorse.snapshot.manifest import PERMISSIONS
 
 
 class Signature(NamedTuple):
@@ -25,13 +24,16 @@ class Signature(NamedTuple):
     inode: int
 
 
+Kind: TypeAlias = Literal["directory", "file", "symlink"]
+
+
 class Found(NamedTuple):
     """One entry of a tree: its path relative to the base, its type and what stat says of it."""
 
     path: bytes
-    kind: str
-    """`directory`, `file` or `symlink`."""
+    kind: Kind
     mode: int
+    """The permission bits; 0 for a symbolic link, which has none."""
     signature: Signature
     links: int
 
@@ -62,8 +64,10 @@ def scan(
         except FileNotFoundError:
             continue
         if stat.S_ISDIR(status.st_mode):
-            found.append(Found(part, "directory", status.st_mode & PERMISSIONS, signature_of(status), 1))
+            found.append(_found(part, "directory", status))
             found.extend(_below(base, part + b"/", exclude, skipped))
+        elif skipped is not None:
+            skipped(part, "no directory, but a link or a file")
     found.sort()
     return found
 
@@ -76,7 +80,7 @@ def _below(
         prefix = pending.pop()
         try:
             listing = os.scandir(os.path.join(base, prefix))
-        except FileNotFoundError:  # went away while we looked
+        except (FileNotFoundError, NotADirectoryError):  # went away while we looked
             continue
         with listing:
             for item in listing:
@@ -89,7 +93,7 @@ def _below(
                     continue
                 mode = status.st_mode
                 if stat.S_ISREG(mode):
-                    kind = "file"
+                    kind: Kind = "file"
                 elif stat.S_ISDIR(mode):
                     kind = "directory"
                     pending.append(path + b"/")
@@ -99,7 +103,12 @@ def _below(
                     if skipped is not None:
                         skipped(path, "a socket, FIFO or device")
                     continue
-                yield Found(path, kind, mode & PERMISSIONS, signature_of(status), status.st_nlink)
+                yield _found(path, kind, status)
+
+
+def _found(path: bytes, kind: Kind, status: os.stat_result) -> Found:
+    mode = 0 if kind == "symlink" else status.st_mode & PERMISSIONS
+    return Found(path, kind, mode, signature_of(status), status.st_nlink)
 
 
 def _excluded(path: bytes, name: bytes, exclude: Sequence[str]) -> bool:

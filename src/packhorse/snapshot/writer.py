@@ -105,7 +105,7 @@ def groups_of(manifest: Manifest) -> dict[bytes, bytes]:
     """For the frames of small files: the digest over the members' digests → the frame's digest."""
     return {
         frames.group_digest(member.file.digest for member in inside): frame.digest
-        for frame, inside in zip(manifest.frames, members(manifest))
+        for frame, inside in zip(manifest.frames, members(manifest.entries, len(manifest.frames)))
         if inside and inside[0].file.digest
     }
 

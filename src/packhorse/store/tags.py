@@ -24,7 +24,7 @@ from packhorse.snapshot.frames import digest_of
 from packhorse.snapshot.manifest import Manifest, Placement
 from packhorse.store.objects import Listed, NotFoundError, Store
 
-Part = Literal["packages", "shared"]
+Part = documents.Kind
 NO_FINGERPRINT = "0" * 64
 _LAST = 10**14 - 1
 _KEY = re.compile(
@@ -203,10 +203,10 @@ def new_entry(
 # --- documents ---
 
 
-def get_manifest(store: Store, digest: str) -> Manifest:
-    """The manifest `digest`. Raises IntegrityError where it is missing or corrupt."""
+def get_manifest(store: Store, digest: str, kind: Part) -> Manifest:
+    """The manifest `digest` of a part. Raises IntegrityError where it is missing or corrupt."""
     try:
-        return documents.decode_manifest(store.get(f"manifests/{digest}"), digest)
+        return documents.decode_manifest(store.get(f"manifests/{digest}"), digest, kind)
     except NotFoundError as error:
         raise _missing("manifest", digest) from error
 

@@ -14,7 +14,6 @@ from packhorse.root import SHARED
 from packhorse.snapshot.manifest import Directory, File, Frame, Manifest, Symlink
 from packhorse.snapshot.scan import scan
 from packhorse.snapshot.writer import content_of, content_on_disk
-from packhorse.store import tags
 from packhorse.transfer.local import Local
 from packhorse.transfer.pull import find
 from packhorse.transfer.push import changed_paths
@@ -43,11 +42,14 @@ def compare(place: Workplace) -> Comparison:
     state = place.root.state()
     packages_equal = state.manifest == target.snapshot.packages
     if packages_equal and state.manifest:
-        packages_equal = local.equals(local.packages(), local.manifest(place.store, state.manifest))
+        packages_equal = local.equals(
+            local.packages(), local.manifest(place.store, state.manifest, "packages")
+        )
     base = os.fsencode(place.root.path)
     found = scan(base, [name.encode() for name in SHARED], exclude=place.config.run.exclude)
     present = union(
-        (stamp, digest, local.manifest(place.store, digest)) for stamp, digest in target.snapshot.shared
+        (stamp, digest, local.manifest(place.store, digest, "shared"))
+        for stamp, digest in target.snapshot.shared
     )
     unsaved = len(changed_paths(base, found, present, local))
     missing = len({digest for _, digest in target.snapshot.shared} - set(state.shared))
@@ -103,7 +105,7 @@ def verify(place: Workplace, progress: Progress) -> Verification:
     try:
         found = Verification(snapshot=state.snapshot)
         if state.manifest:
-            manifest = _manifest(place, local, state.manifest)
+            manifest = local.manifest(place.store, state.manifest, "packages")
             progress.stage("checking packages", manifest.bytes)
             _check(place.root.packages, "packages/", manifest, found, progress)
             own = {entry.path for entry in manifest.entries}
@@ -111,17 +113,12 @@ def verify(place: Workplace, progress: Progress) -> Verification:
                 _readable(b"packages/" + item.path) for item in local.packages() if item.path not in own
             ]
         for digest in state.shared:
-            manifest = _manifest(place, local, digest)
+            manifest = local.manifest(place.store, digest, "shared")
             progress.stage("checking shared files", manifest.bytes)
             _check(place.root.path, "", manifest, found, progress)
     finally:
         os.close(lock)
     return found
-
-
-def _manifest(place: Workplace, local: Local, digest: str) -> Manifest:
-    cached = local.cached(digest)
-    return cached if cached is not None else tags.get_manifest(place.store, digest)
 
 
 def _check(

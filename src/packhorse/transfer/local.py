@@ -27,18 +27,18 @@ class Local:
         self.index = Index(root.private / "index")
         self._manifests = root.private / "manifests"
 
-    def cached(self, digest: str) -> Manifest | None:
+    def cached(self, digest: str, kind: documents.Kind) -> Manifest | None:
         """A manifest from the root's own copies."""
         try:
-            return documents.decode_manifest((self._manifests / digest).read_bytes(), digest)
+            return documents.decode_manifest((self._manifests / digest).read_bytes(), digest, kind)
         except (FileNotFoundError, IntegrityError):
             return None
 
-    def manifest(self, store: Store, digest: str) -> Manifest:
+    def manifest(self, store: Store, digest: str, kind: documents.Kind) -> Manifest:
         """A manifest, from the root's own copies or from the store. Raises IntegrityError, StorageError."""
-        known = self.cached(digest)
+        known = self.cached(digest, kind)
         if known is None:
-            known = tags.get_manifest(store, digest)
+            known = tags.get_manifest(store, digest, kind)
             self.keep(digest, documents.encode(known)[1])
         return known
 

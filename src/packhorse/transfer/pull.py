@@ -177,7 +177,7 @@ class _Restore:
         digest = self.snapshot.packages
         if not digest:
             return None
-        manifest = self.local.manifest(self.store, digest)
+        manifest = self.local.manifest(self.store, digest, "packages")
         self._refuse_foreign(manifest)
         self._count(manifest)
         found = self.local.packages()
@@ -207,7 +207,8 @@ class _Restore:
 
     def _plan_shared(self) -> list[_Shared]:
         manifests = [
-            (stamp, digest, self.local.manifest(self.store, digest)) for stamp, digest in self.snapshot.shared
+            (stamp, digest, self.local.manifest(self.store, digest, "shared"))
+            for stamp, digest in self.snapshot.shared
         ]
         winners = self.winners = union(manifests)
         for winner in winners.values():

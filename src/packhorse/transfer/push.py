@@ -90,7 +90,7 @@ class _Push:
         if not found:
             return []
         state = self.state
-        known = self.local.cached(state.manifest) if state.manifest else None
+        known = self.local.cached(state.manifest, "packages") if state.manifest else None
         newest = newest_packages(self.mine, state.fingerprint)
         if (
             known is not None
@@ -146,7 +146,9 @@ class _Push:
         base = os.fsencode(self.root.path)
         found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
         listed = shared_of(self.mine)
-        manifests = {entry.digest: self.local.manifest(self.store, entry.digest) for entry in listed}
+        manifests = {
+            entry.digest: self.local.manifest(self.store, entry.digest, "shared") for entry in listed
+        }
         present = union((entry.stamp, entry.digest, manifests[entry.digest]) for entry in listed)
         folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
         new = changed_paths(base, found, present, self.local)
