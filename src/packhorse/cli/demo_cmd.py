@@ -64,7 +64,7 @@ _PATIENCE = 20.0
 def command(flags: dict[str, object], directory: Path | None) -> None:
     """Show the main job on a small environment and an embedded store: install, save, lose everything, be back.
 
-    Fetches numpy from the package index that pip uses (some 20 MB). Touches nothing outside its directory.
+    Fetches numpy from the package index that pip uses. Touches nothing outside its directory.
     """
     given = [name for name in ("config_file", "root", "store", "tag") if flags.get(name)]
     if given:
