@@ -35,7 +35,7 @@ from packhorse.snapshot.manifest import (
 )
 from packhorse.snapshot.scan import Found, signature_of
 
-PACK = 32 << 20
+PACK = 16 << 20
 """A pack is closed when it holds this many bytes; one is filled while another is on its way."""
 
 
