@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import select
@@ -135,3 +137,16 @@ def status(file: Path) -> dict[str, Any]:
 def ephemeral(root: Path) -> list[str]:
     """What lies in the ephemeral directories."""
     return [name for directory in ("tmp", "build") for name in os.listdir(root / directory)]
+
+
+@contextlib.contextmanager
+def held_back(file: Path) -> Iterator[None]:
+    """Whoever opens `file` waits: a write lease is on it (fcntl(2), F_SETLEASE)."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    descriptor = os.open(file, os.O_RDWR)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import re
@@ -11,12 +9,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
-from tests.worker.conftest import Start, alive, ephemeral, python, status, until
+from tests.worker.conftest import Start, alive, ephemeral, held_back, python, status, until
 
 from packhorse.root import Root, State
 
@@ -100,7 +97,7 @@ def test_modules_in_the_working_directory_do_not_stand_in_for_packhorses_own(pac
     (packhorse.directory / "json.py").write_text("raise SystemExit(99)")
     command = [shutil.which("packhorse", path=packhorse.environ["PATH"]) or "packhorse"]
     done = subprocess.run(
-        [*command, "run", "--", "true"],
+        [*command, "run", "--", "sh", "-c", SAVES],
         env={**packhorse.environ, **SAVING},
         cwd=packhorse.directory,
         capture_output=True,
@@ -116,7 +113,8 @@ def test_modules_in_the_packages_do_not_stand_in_for_packhorses_own(
     (Root.open(root_path).packages / "click.py").write_text("raise SystemExit(99)")
     assert packhorse("exec", "--", "python", "-c", "import click").returncode == 99
     inner = [*packhorse.command, "run", "-q", "--", "python", "-c", "import click"]
-    done = packhorse("run", "-q", "--", "sh", "-c", f"{' '.join(packhorse.command)} env && true", env=SAVING)
+    backup = f"{SAVES} && {' '.join(packhorse.command)} run -q -- true"
+    done = packhorse("run", "-q", "--", "sh", "-c", backup, env=SAVING)
     assert (done.returncode, done.stderr) == (0, "")
     assert packhorse("run", "-q", "--", *inner).returncode == 99
 
@@ -326,19 +324,6 @@ def test_a_signal_during_boot_ends_it(
 # --- backup ---
 
 
-@contextlib.contextmanager
-def _held_back(file: Path) -> Iterator[None]:
-    """Whoever opens `file` waits: a write lease is on it (fcntl(2), F_SETLEASE)."""
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    descriptor = os.open(file, os.O_RDWR)
-    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-        signal.signal(signal.SIGIO, before)
-
-
 def _saved(packhorse: Packhorse, root_path: Path, name: str) -> bool:
     """Whether a worker that lost its root gets a model back."""
     other = root_path.with_name("other-root")
@@ -387,7 +372,7 @@ def test_after_sigterm_a_backup_that_hangs_is_killed_at_the_end_of_grace(
     model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_GRACE": "2.5"}
-    with _held_back(model):
+    with held_back(model):
         supervisor = start("run", "--status-file", file, *python("say(); signal.pause()"), env=env)
         supervisor.line()
         before = time.monotonic()
@@ -421,7 +406,7 @@ def test_a_further_signal_ends_the_final_backup_at_once(
     model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_GRACE": "60"}
-    with _held_back(model):
+    with held_back(model):
         supervisor = start("run", "--status-file", file, "--", "sh", "-c", "exit 3", env=env)
         until(lambda: status(file).get("phase") == "backing-up")
         for number in numbers:
@@ -442,7 +427,7 @@ def test_sigterm_during_the_final_backup_limits_it_to_grace_and_saves_what_it_ca
     model = Root.open(root_path).models / "model.bin"
     model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
-    with _held_back(model):
+    with held_back(model):
         supervisor = start("run", "--status-file", file, "--", "sh", "-c", "exit 3", env=SAVING)
         until(lambda: status(file).get("phase") == "backing-up")
         unlimited = until(lambda: _children(supervisor.pid))

@@ -68,11 +68,20 @@ say("still here")
 
 
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start: Start) -> None:
-    program = "say('ready'); time.sleep(0.3); say(signal.getsignal(1) == signal.SIG_IGN)"
+    program = """
+say(signal.getsignal(1) == signal.SIG_IGN)
+signal.signal(1, lambda *a: say("got SIGHUP"))
+signal.signal(10, lambda *a: sys.exit(0))
+say("ready")
+while True: signal.pause()
+"""
     supervisor = start("run", *python(program), before=("nohup",))
-    assert supervisor.line() == "ready"
+    assert [supervisor.line(), supervisor.line()] == ["True", "ready"]
     supervisor.send(signal.SIGHUP)
-    assert supervisor.line() == "True"
+    supervisor.send(signal.SIGUSR1)
+    until(lambda: supervisor.process.poll() is not None)
+    assert supervisor.process.stdout is not None
+    assert supervisor.process.stdout.read() == b""
     assert supervisor.wait() == 0
 
 
@@ -117,12 +126,13 @@ def test_what_the_grandchildren_started_in_turn_is_ended_too(start: Start) -> No
 
 def test_a_stopped_grandchild_is_ended_too(start: Start) -> None:
     program = """
-behind = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-behind.send_signal(signal.SIGSTOP)
+behind = subprocess.Popen(["sh", "-c", "trap 'echo bye; exit' TERM; kill -STOP $$; wait"], start_new_session=True)
+os.waitid(os.P_PID, behind.pid, os.WSTOPPED)
 say(behind.pid)
 """
     supervisor = start("run", *python(program))
     pid = int(supervisor.line())
+    assert supervisor.line() == "bye"
     assert supervisor.wait() == 0
     assert not alive(pid)
 

@@ -10,10 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
-from tests.worker.conftest import PATIENCE, alive, until
+from tests.worker.conftest import PATIENCE, alive, held_back, status, until
+
+from packhorse.root import Root
 
 
 class Console:
@@ -178,8 +181,11 @@ def test_ctrl_z_does_nothing_where_no_shell_could_continue_the_child(open_consol
 def test_a_program_at_the_other_end_of_a_pipe_keeps_the_terminal(open_console: Open) -> None:
     """As with `packhorse exec -- CMD | less`, which reads its keys from the terminal."""
     console = open_console(*BASH)
-    console.type("$PH exec -q -- sleep 1000 | { read -r word < /dev/tty; echo got-$word; }\n")
-    console.expect("got-")
+    program = "sh -c 'echo line; exec sleep 1000'"
+    console.type(
+        f"$PH exec -q -- {program} | {{ read -r a; echo $a-$a; read -r b < /dev/tty; echo got-$b; }}\n"
+    )
+    console.expect("line-line")
     console.type("key\n")
     console.expect("got-key")
     console.type("\x03")
@@ -195,6 +201,23 @@ def test_a_child_in_a_pipe_that_reads_the_terminal_gets_it(open_console: Open) -
     _when_in_front(console, os.path.basename(sys.executable))
     console.type("answer\n")
     console.expect("got-answer")
+
+
+def test_ctrl_c_during_the_final_backup_ends_it(
+    open_console: Open, packhorse: Packhorse, root_path: Path
+) -> None:
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    packhorse.environ["PACKHORSE_RUN_BACKUP"] = "models"  # type: ignore[index]
+    file = packhorse.directory / "status.json"
+    with held_back(model):
+        console = open_console(
+            "packhorse", "run", "-q", "--status-file", str(file), "--", "sh", "-c", "exit 3"
+        )
+        until(lambda: status(file).get("phase") == "backing-up")
+        console.type("\x03")
+        assert console.exit_code() == 3
+    assert "error" in status(file)["backup"]
 
 
 def test_a_terminal_that_hangs_up_ends_the_child(open_console: Open) -> None:

@@ -202,7 +202,10 @@ class Supervisor:
         return process.code
 
     def end_leftovers(self, process: Process, *, orphans: bool = True) -> None:
-        """End what `process` left behind: members of its group and, with `orphans`, whatever was handed to us."""
+        """End what `process` left behind: members of its group and, with `orphans`, whatever was handed to us.
+
+        What those have started in turn is theirs to end, or is handed to us when they have ended.
+        """
         for number, patience in ((signal.SIGTERM, LEFTOVER_PATIENCE), (signal.SIGKILL, _KILL_PATIENCE)):
             until = time.monotonic() + patience
             told: set[int] = set()
@@ -222,8 +225,6 @@ class Supervisor:
         if orphans:
             found |= {pid for pid, parent, _ in alive if parent == os.getpid()}
             found -= self._strangers | self._processes.keys()
-        while more := {pid for pid, parent, _ in alive if parent in found} - found:
-            found |= more
         return found
 
     # --- signals and timers ---
