@@ -88,7 +88,7 @@ def _seaweedfs(directory: Path, access_key: str, secret_key: str) -> tuple[list[
     options = (
         f"-dir={directory / 'data'} -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false"
         f" -master.port={master} -volume.port={volume} -filer.port={filer}"
-        f" -s3 -s3.config={directory / 's3.json'} -s3.port={s3} -s3.port.iceberg=0 -s3.port.lance=0"
+        f" -filer.localSocket={directory / 'filer.sock'} -s3 -s3.config={directory / 's3.json'} -s3.port={s3} -s3.port.iceberg=0 -s3.port.lance=0"
         # Volumes are files that grow; every bucket takes one of its own (volume growth of 1 instead of 7).
         " -volume.max=1000 -volume.minFreeSpace=0 -master.volumeSizeLimitMB=1024"
     )
