@@ -7,6 +7,7 @@ SeaweedFS keeps what S3 promises; rclone ignores conditional writes and ranges, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -72,12 +73,21 @@ class S3Server:
         )
 
 
-def seaweedfs() -> contextlib.AbstractContextManager[S3Server]:
+@contextlib.contextmanager
+def seaweedfs() -> Iterator[S3Server]:
     """A SeaweedFS master, volume server, filer and S3 gateway in one process."""
-    return _serving("weed server", _seaweedfs, {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"})
+    ports: list[int] = []
+    describe = functools.partial(_seaweedfs, ports)
+    try:
+        with _serving("weed server", describe, {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}) as server:
+            yield server
+    finally:
+        for port in ports:  # it puts a socket into /tmp for each, wherever TMPDIR is
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
 
 
-def _seaweedfs(directory: Path, access_key: str, secret_key: str) -> tuple[list[str], int]:
+def _seaweedfs(ports: list[int], directory: Path, access_key: str, secret_key: str) -> tuple[list[str], int]:
     identity = {
         "name": "tests",
         "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
@@ -85,10 +95,11 @@ def _seaweedfs(directory: Path, access_key: str, secret_key: str) -> tuple[list[
     }
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
     master, volume, filer, s3 = _free_ports(4, also_above=10_000)  # gRPC listens 10,000 above each
+    ports += [port + above for port in (master, volume, filer, s3) for above in (0, 10_000)]
     options = (
         f"-dir={directory / 'data'} -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false"
         f" -master.port={master} -volume.port={volume} -filer.port={filer}"
-        f" -filer.localSocket={directory / 'filer.sock'} -s3 -s3.config={directory / 's3.json'} -s3.port={s3} -s3.port.iceberg=0 -s3.port.lance=0"
+        f" -s3 -s3.config={directory / 's3.json'} -s3.port={s3} -s3.port.iceberg=0 -s3.port.lance=0"
         # Volumes are files that grow; every bucket takes one of its own (volume growth of 1 instead of 7).
         " -volume.max=1000 -volume.minFreeSpace=0 -master.volumeSizeLimitMB=1024"
     )
