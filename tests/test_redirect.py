@@ -91,6 +91,11 @@ def test_a_nested_invocation_repeats_nothing(root: Root, environ: dict[str, str]
     assert inner == outer
 
 
+def test_an_empty_entry_that_was_inherited_stays(root: Root) -> None:
+    """It stands for the working directory."""
+    assert str(_changes(root, {"PYTHONPATH": "/mine:"})["PYTHONPATH"]).endswith("/mine:")
+
+
 def test_no_empty_entry_appears_where_nothing_was_inherited(root: Root) -> None:
     for inherited in ({}, {"PYTHONPATH": ""}):
         assert "" not in str(_changes(root, inherited)["PYTHONPATH"]).split(":")

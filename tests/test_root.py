@@ -165,6 +165,15 @@ def test_a_crash_between_the_two_renames_is_put_right(
     assert not (root.private / "exchange").exists()
 
 
+def test_the_old_packages_come_back_where_the_new_ones_are_gone(root_path: Path) -> None:
+    root = Root.open(root_path)
+    _generations(root)
+    (root.private / "exchange").write_bytes(os.fsencode(root.staging.relative_to(root.path)))
+    root.packages.rename(root.retired)
+    atomic.remove_tree(root.staging)
+    assert os.listdir(Root.open(root_path).packages) == ["old.py"]
+
+
 def test_the_recorded_state_survives_and_an_unreadable_one_counts_as_empty(root_path: Path) -> None:
     root = Root.open(root_path)
     assert root.state() == State()

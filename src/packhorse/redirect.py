@@ -186,8 +186,9 @@ def _prepend(ahead: list[str], behind: str) -> str:
 
     An empty part of `behind` stays: it means the working directory.
     """
+    ahead = [part for part in ahead if part]
     rest = [part for part in behind.split(os.pathsep) if part not in ahead] if behind else []
-    return os.pathsep.join([*(part for part in ahead if part), *rest])
+    return os.pathsep.join([*ahead, *rest])
 
 
 def _has_sitecustomize(directory: str) -> bool:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -321,6 +322,37 @@ def test_a_signal_during_boot_ends_it(
     assert ephemeral(root_path) == []
 
 
+@pytest.mark.usefixtures("pushed")
+def test_what_the_boot_leaves_behind_is_ended_but_nobody_elses(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    """Of a script that started a daemon and then made way for packhorse, the daemon stays."""
+    interpreter = packhorse.directory / "python"
+    pids = packhorse.directory / "pids"
+    pids.touch()
+    interpreter.write_text(
+        f'#!/bin/sh\nsleep 1000 >/dev/null 2>&1 & echo $! >> {pids}\nexec {sys.executable} "$@"\n'
+    )
+    interpreter.chmod(0o755)
+    script = f'(until test -e {packhorse.directory}/go; do sleep 0.01; done; setsid sleep 1000 & echo $!) & exec "$@"'
+    with Root.open(root_path).writing():  # the pull waits for us
+        supervisor = start(
+            *("run", "--", "sh", "-c", "echo child; exec sleep 1000"),
+            before=("sh", "-c", script, "sh"),
+            env={"PACKHORSE_ENVIRONMENT_PYTHON": str(interpreter)},
+        )
+        until(lambda: "waiting for" in supervisor.errors())
+        (packhorse.directory / "go").touch()
+        daemon = int(supervisor.line())
+        until(lambda: daemon in _children(supervisor.pid))
+    assert supervisor.line() == "child"
+    assert alive(daemon)
+    left_by_boot = [int(pid) for pid in pids.read_text().split()]
+    assert left_by_boot
+    assert not any(map(alive, left_by_boot[:1]))
+    os.kill(daemon, signal.SIGKILL)
+
+
 # --- backup ---
 
 
@@ -398,6 +430,23 @@ def test_a_child_that_takes_all_of_grace_leaves_no_time_for_a_backup(
     assert "no time left" in status(file)["backup"]["error"]
 
 
+def test_cleaning_that_takes_long_is_given_up_at_the_end_of_grace(start: Start, root_path: Path) -> None:
+    """The next start does it."""
+    env = {"PACKHORSE_RUN_GRACE": "1.5"}
+    supervisor = start("run", *python("say(os.environ['TMPDIR']); signal.pause()"), env=env)
+    tmp = Path(supervisor.line())
+    session = root_path / ".packhorse" / "sessions" / "abcdef"
+    session.write_bytes(b"")
+    with held_back(session):
+        before = time.monotonic()
+        supervisor.send(signal.SIGTERM)
+        assert supervisor.wait() == 128 + signal.SIGTERM
+        assert 1.4 < time.monotonic() - before < 1.5 + 0.5
+        assert tmp.exists()
+    assert start("run", "--", "true").wait() == 0
+    assert not tmp.exists()
+
+
 @pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
 def test_a_further_signal_ends_the_final_backup_at_once(
     start: Start, packhorse: Packhorse, root_path: Path, numbers: list[signal.Signals]
@@ -454,6 +503,33 @@ def test_a_periodic_backup_saves_while_the_command_runs(
     os.kill(status(file)["pid"], signal.SIGKILL)
     supervisor.wait()
     assert _saved(packhorse, root_path, MODEL)
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+def test_a_periodic_backup_does_not_use_up_the_time_of_the_last_one(
+    start: Start, packhorse: Packhorse, root_path: Path, ended_by: signal.Signals
+) -> None:
+    """SIGTERM, while the child runs, ends it at once; so does SIGINT after it, and then none follows."""
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2", "PACKHORSE_RUN_GRACE": "60"}
+    program = "signal.signal(10, lambda *a: os._exit(3)); say()\nwhile True: signal.pause()"
+    with held_back(model):
+        supervisor = start("run", "--status-file", file, *python(program), env=env)
+        supervisor.line()
+        child = status(file)["pid"]
+        periodic = until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])[0]
+        if ended_by == signal.SIGINT:
+            supervisor.send(signal.SIGUSR1)
+            until(lambda: status(file)["phase"] == "backing-up")
+        supervisor.send(ended_by)
+        until(lambda: not alive(periodic))
+        if ended_by == signal.SIGINT:
+            assert supervisor.wait() == 3
+            return
+    assert supervisor.wait() == 128 + signal.SIGTERM
+    assert _saved(packhorse, root_path, "model.bin")
 
 
 def test_a_backup_that_fails_is_told_but_the_commands_code_wins(
