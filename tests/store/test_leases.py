@@ -1,52 +1,83 @@
-"""Leases: one builds, the others wait, and the dead are passed over."""
+"""Leases: one of those that want to build does, and a dead one is in nobody's way."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tests.servers import S3Server
 
 from packhorse.config import Storage
 from packhorse.store.leases import ALIVE, Lease
 from packhorse.store.objects import Store
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(Storage(url=(tmp_path / "store").as_uri()), {})
+@pytest.fixture(params=["file", "seaweedfs"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "file":
+        return Store(Storage(url=tmp_path.as_uri()), {})
+    server: S3Server = request.getfixturevalue("seaweedfs")
+    return Store(Storage(url=f"s3://{server.new_bucket()}", endpoint=server.endpoint), server.environ())
 
 
-def test_the_older_claim_holds_the_lease_until_it_is_given_back(store: Store) -> None:
-    with Lease(store, "env") as first:
-        assert first.held()
-        with Lease(store, "env") as second:
-            assert first.held()
-            assert not second.held()
-            first.__exit__()
-            assert second.held()
+def test_of_those_that_claim_at_the_same_moment_one_holds_at_a_time(store: Store) -> None:
+    holding: list[int] = []
+    most: list[int] = []
+    together = threading.Barrier(5)
 
+    def worker(number: int) -> None:
+        together.wait()
+        with Lease(store, "environment") as lease:
+            end = time.monotonic() + 60
+            while not lease.held():
+                assert time.monotonic() < end
+            holding.append(number)
+            most.append(len(holding))
+            assert lease.held()
+            store.list("")
+            holding.remove(number)
 
-def test_leases_of_other_names_do_not_meet(store: Store) -> None:
-    with Lease(store, "env") as first, Lease(store, "other") as second:
-        assert first.held()
-        assert second.held()
-
-
-def test_a_claim_without_signs_of_life_is_passed_over(store: Store, tmp_path: Path) -> None:
-    dead = Lease(store, "env")
-    dead.__enter__()
-    dead._ended.set()  # its process was killed
-    with Lease(store, "env") as waiting:
-        assert not waiting.held()
-        silent = time.time() - ALIVE - 1
-        for file in (tmp_path / "store" / "leases" / "env").glob(f"{dead._nonce}.*"):
-            os.utime(file, (silent, silent))
-        assert waiting.held()
-
-
-def test_nothing_is_left_of_a_lease(store: Store) -> None:
-    with Lease(store, "env"):
-        assert len(store.list("leases/")) == 2
+    threads = [threading.Thread(target=worker, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 5
     assert store.list("leases/") == []
+
+
+def test_a_holder_keeps_the_lease_from_one_that_looks_older(tmp_path: Path) -> None:
+    store = Store(Storage(url=tmp_path.as_uri()), {})
+    with Lease(store, "environment") as first:
+        assert first.held()
+        with Lease(store, "environment") as second:
+            for file in tmp_path.rglob("*.claim"):
+                same_second = 0 if second._nonce in file.name else 999_000_000
+                os.utime(file, ns=(0, 1_000_000_000 * int(time.time()) + same_second))
+            assert not second.held()
+            assert first.held()
+        assert first.held()
+
+
+def test_leases_of_different_names_do_not_meet(tmp_path: Path) -> None:
+    store = Store(Storage(url=tmp_path.as_uri()), {})
+    with Lease(store, "one") as one, Lease(store, "other") as other:
+        assert one.held()
+        assert other.held()
+
+
+def test_a_claim_without_signs_of_life_stops_counting(tmp_path: Path) -> None:
+    store = Store(Storage(url=tmp_path.as_uri()), {})
+    dead = Lease(store, "environment")
+    dead.__enter__()
+    assert dead.held()
+    dead._ended.set()  # as if it had been killed: its claim and its mark stay
+    dead._thread.join()
+    with Lease(store, "environment") as waiting:
+        for age, held in ((ALIVE - 5, False), (ALIVE + 5, True)):
+            for file in tmp_path.rglob(f"{dead._nonce}.*"):
+                os.utime(file, (time.time() - age, time.time() - age))
+            assert waiting.held() is held

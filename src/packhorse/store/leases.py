@@ -39,22 +39,39 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(StorageError):  # without signs the claim stops counting by itself
-            self._store.delete([f"{self._prefix}{self._nonce}.{kind}" for kind in ("claim", "sign")])
+            self._store.delete([f"{self._prefix}{self._nonce}.{kind}" for kind in ("claim", "sign", "held")])
 
     def held(self) -> bool:
-        """Whether this claim is the oldest living one. Raises StorageError."""
-        claims: dict[str, int] = {}
-        signs: dict[str, int] = {}
+        """Whether this claim holds the lease: asked until it does. Raises StorageError.
+
+        Many stores tell times by the second, so that of two claims the later one can look older. So the oldest
+        marks the lease as held, and lets go if another marked it at the same moment.
+        """
+        oldest, marked = self._claims()
+        if marked or oldest != self._nonce:
+            return marked == {self._nonce}
+        self._store.put(f"{self._prefix}{self._nonce}.held", b"")
+        _, marked = self._claims()
+        if marked == {self._nonce}:
+            return True
+        self._store.delete([f"{self._prefix}{self._nonce}.held"])
+        return False
+
+    def _claims(self) -> tuple[str, set[str]]:
+        """The oldest living claim, and those living ones that are marked as holding."""
+        times: dict[str, dict[str, int]] = {"claim": {}, "sign": {}, "held": {}}
         for item in self._store.list(self._prefix):
             nonce, _, kind = item.key.rpartition("/")[2].partition(".")
-            (claims if kind == "claim" else signs)[nonce] = item.modified
+            times.setdefault(kind, {})[nonce] = item.modified
+        claims, signs = times["claim"], times["sign"]
         now = signs.get(self._nonce, 0)
         living = [
             (claimed, nonce)
             for nonce, claimed in claims.items()
             if now - signs.get(nonce, claimed) < ALIVE * 1000
         ]
-        return min(living, default=(0, self._nonce))[1] == self._nonce
+        oldest = min(living, default=(0, self._nonce))[1]
+        return oldest, times["held"].keys() & {nonce for _, nonce in living}
 
     def _sign(self) -> None:
         self._store.put(f"{self._prefix}{self._nonce}.sign", b"")
