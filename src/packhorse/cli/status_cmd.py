@@ -49,7 +49,7 @@ def command(price: float | None) -> None:
 
 def _store(place: Any, price: float | None) -> dict[str, Any]:
     """The store's side; a store that cannot be reached is a fact too."""
-    from packhorse.errors import NoSuchSnapshotError, StorageError
+    from packhorse.errors import IntegrityError, NoSuchSnapshotError, StorageError
     from packhorse.store import prices
     from packhorse.transfer.compare import compare
 
@@ -62,7 +62,7 @@ def _store(place: Any, price: float | None) -> dict[str, Any]:
         except NoSuchSnapshotError as error:
             facts["tag"] = None
             facts["reason"] = error.what
-    except StorageError as error:
+    except (StorageError, IntegrityError) as error:
         facts["error"] = str(error)
         return facts
     listed = prices.price_of(place.config.storage, place.environ.get("AWS_ENDPOINT_URL", ""))
@@ -113,7 +113,7 @@ def _store_text(tag: str, store: dict[str, Any]) -> list[str]:
         differences = [
             "" if compared.packages_equal else "packages/ differs",
             f"{compared.unsaved:,} shared entries are not saved" if compared.unsaved else "",
-            f"{compared.missing:,} additions to shared directories are not restored"
+            f"{compared.missing:,} shared entries of the tag are missing or older here"
             if compared.missing
             else "",
         ]

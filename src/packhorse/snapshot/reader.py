@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,9 +18,6 @@ from packhorse import atomic
 from packhorse.root import boot_id
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Directory, Entry, File, Hardlink, Manifest, Symlink, members
-from packhorse.snapshot.scan import Signature, signature_of
-
-_ZEROS = bytes(frames.PIECE)
 
 
 class _Header(msgspec.Struct):
@@ -50,25 +47,36 @@ class Tree:
         self._base = os.fsencode(base)
         self._digest = digest
         self._journal = base.with_name(base.name + ".journal")
-        self.entries: list[Entry] = [
-            entry for entry in manifest.entries if wanted is None or entry.path in wanted
+        self._whole = wanted is None
+        self.entries = list(manifest.entries) if wanted is None else _chosen(manifest, wanted)
+        self._files = [
+            entry for entry in self.entries if isinstance(entry, File) and entry.path not in self.kept
         ]
-        fetched = {entry.path for entry in self.entries if isinstance(entry, File)} - self.kept.keys()
-        self._members = [
-            [m for m in inside if m.file.path in fetched]
-            for inside in members(manifest.entries, len(manifest.frames))
-        ]
-        self._files = [entry for entry in self.entries if isinstance(entry, File) and entry.path in fetched]
-        self._fetched = frames.digest_of(b"\0".join(sorted(fetched))).hex()
+        self._members = members(self._files, len(manifest.frames))
+        self._holes = {
+            number
+            for number, inside in enumerate(self._members)
+            if manifest.frames[number].digest == frames.ZEROS
+            and all(member.file.size >= frames.LARGE_FILE for member in inside)
+        }
+        self._fetched = frames.digest_of(b"\0".join(file.path for file in self._files)).hex()
         self._lock = threading.Lock()
         self._log = -1
-        self.signatures: dict[bytes, Signature] = {}
-        """The signature of each file written in this process."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What it takes in the directory where it is staged."""
+        return os.fsdecode(os.path.basename(self._base)), self._journal.name
 
     @property
     def new_bytes(self) -> int:
         """The bytes that the tree will take on disk beyond what is linked."""
-        return sum(file.size for file in self._files)
+        return sum(
+            member.length
+            for number, inside in enumerate(self._members)
+            if number not in self._holes
+            for member in inside
+        )
 
     def prepare(self) -> list[int]:
         """Create directories, large files at their size and empty files; returns the frames still to bring.
@@ -94,6 +102,9 @@ class Tree:
                         os.chmod(self._at(entry.path), 0o700)
         for path, source in self.kept.items():
             self._make_parents(path)
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.samestat(os.lstat(source), os.lstat(self._at(path))):
+                    os.unlink(self._at(path))
             with contextlib.suppress(FileExistsError):
                 os.link(source, self._at(path), follow_symlinks=False)
         for file in self._files:
@@ -105,6 +116,7 @@ class Tree:
                     self._settle(descriptor, file)
                 os.close(descriptor)
         self._log = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        done |= self._holes  # the files have their size: what is not written reads as zeros
         return [number for number, inside in enumerate(self._members) if inside and number not in done]
 
     def put(self, number: int, raw: frames.Bytes) -> None:
@@ -125,19 +137,16 @@ class Tree:
         with self._lock:
             os.write(self._log, number.to_bytes(4, "little"))
 
-    def finish(self, elsewhere: Callable[[bytes], bytes] | None = None) -> None:
+    def finish(self) -> None:
         """Give large files, links and directories what can only be given at the end. The journal stays, so that
         a tree that could not be published is not brought again.
 
-        `elsewhere` tells where the target of a hard link lies that is not part of this tree.
+        Directories of a tree that is only a part stay open: its files are moved out of them.
         """
         os.close(self._log)
         for file in self._files:
             if file.size >= frames.LARGE_FILE:
-                descriptor = self._open(file.path, 0)
-                self._settle(descriptor, file)
-                os.close(descriptor)
-        own = {entry.path for entry in self.entries}
+                self._settle_again(file)
         for entry in self.entries:
             if isinstance(entry, (Symlink, Hardlink)):
                 self._make_parents(entry.path)
@@ -147,16 +156,12 @@ class Tree:
                 os.symlink(entry.target, self._at(entry.path))
                 os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime), follow_symlinks=False)
             elif isinstance(entry, Hardlink):
-                outside = elsewhere is not None and entry.target not in own
-                source = elsewhere(entry.target) if outside and elsewhere else self._at(entry.target)
-                os.link(source, self._at(entry.path), follow_symlinks=False)
-        for entry in reversed(self.entries):
-            if isinstance(entry, Directory):
-                os.chmod(self._at(entry.path), entry.mode)
-                os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
-        for entry in self.entries:  # links made above changed the ctime of their targets
-            if isinstance(entry, File):
-                self.signatures[entry.path] = signature_of(os.lstat(self._at(entry.path)))
+                os.link(self._at(entry.target), self._at(entry.path), follow_symlinks=False)
+        if self._whole:
+            for entry in reversed(self.entries):
+                if isinstance(entry, Directory):
+                    os.chmod(self._at(entry.path), entry.mode)
+                    os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
 
     def path(self, path: bytes) -> bytes:
         """Where `path` lies now."""
@@ -190,7 +195,8 @@ class Tree:
         return done
 
     def _proven(self, number: int) -> bool:
-        """Whether the files hold, on disk, all bytes of a frame. A frame only partly wanted is not."""
+        """Whether the files hold, on disk, all bytes of a frame, which gives whole files their mode and times once
+        more. A frame only partly wanted is not proven."""
         frame = self.manifest.frames[number]
         raw = bytearray(frame.length)
         for member in self._members[number]:
@@ -200,7 +206,12 @@ class Tree:
                     raw[member.frame_offset : member.frame_offset + member.length] = file.read(member.length)
             except OSError:
                 return False
-        return len(raw) == frame.length and frames.digest_of(raw) == frame.digest
+        if len(raw) != frame.length or frames.digest_of(raw) != frame.digest:
+            return False
+        for member in self._members[number]:
+            if member.length == member.file.size:
+                self._settle_again(member.file)
+        return True
 
     # --- files ---
 
@@ -223,14 +234,42 @@ class Tree:
             self._make_parents(path)
             return os.open(self._at(path), flags, 0o600)
 
+    def _settle_again(self, file: File) -> None:
+        descriptor = self._open(file.path, 0)
+        try:
+            self._settle(descriptor, file)
+        finally:
+            os.close(descriptor)
+
     def _settle(self, descriptor: int, file: File) -> None:
         os.fchmod(descriptor, file.mode)
         os.utime(descriptor, ns=(file.mtime, file.mtime))
 
 
+def own_bytes(staging: Path) -> int:
+    """The bytes on disk of what only lies below `staging`: what is linked from elsewhere takes no space there."""
+    total = 0
+    for directory, _, names in os.walk(os.fsencode(staging)):
+        for name in names:
+            status = os.lstat(os.path.join(directory, name))
+            if status.st_nlink == 1:
+                total += status.st_blocks * 512  # stat(2): the unit is 512 bytes everywhere
+    return total
+
+
+def _chosen(manifest: Manifest, wanted: Collection[bytes]) -> list[Entry]:
+    """The wanted entries; a hard link whose target is not among them becomes a file of its own."""
+    files = {entry.path: entry for entry in manifest.entries if isinstance(entry, File)}
+    return [
+        msgspec.structs.replace(files[entry.target], path=entry.path)
+        if isinstance(entry, Hardlink) and entry.target not in wanted
+        else entry
+        for entry in manifest.entries
+        if entry.path in wanted
+    ]
+
+
 def _write(descriptor: int, part: memoryview, offset: int) -> None:
-    if len(part) == len(_ZEROS) and part == _ZEROS:
-        return  # the file has its size: a hole reads as zeros
     while part:
         count = os.pwrite(descriptor, part, offset)
         part = part[count:]

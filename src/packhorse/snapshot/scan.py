@@ -24,7 +24,8 @@ class Signature(NamedTuple):
     inode: int
 
 
-Kind: TypeAlias = Literal["directory", "file", "symlink"]
+Kind: TypeAlias = Literal["directory", "file", "symlink", "special"]
+"""Special is what no snapshot can hold: a socket, FIFO or device."""
 
 
 class Found(NamedTuple):
@@ -64,12 +65,20 @@ def scan(
         except FileNotFoundError:
             continue
         if stat.S_ISDIR(status.st_mode):
-            found.append(_found(part, "directory", status))
+            found.append(_found(part, status))
             found.extend(_below(base, part + b"/", exclude, skipped))
         elif skipped is not None:
             skipped(part, "no directory, but a link or a file")
     found.sort()
     return found
+
+
+def look(base: bytes, path: bytes) -> Found | None:
+    """What lies at one path, or None; also None where something above it is no directory."""
+    try:
+        return _found(path, os.lstat(os.path.join(base, path)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _below(
@@ -91,22 +100,23 @@ def _below(
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                mode = status.st_mode
-                if stat.S_ISREG(mode):
-                    kind: Kind = "file"
-                elif stat.S_ISDIR(mode):
-                    kind = "directory"
+                entry = _found(path, status)
+                if entry.kind == "directory":
                     pending.append(path + b"/")
-                elif stat.S_ISLNK(mode):
-                    kind = "symlink"
-                else:
-                    if skipped is not None:
-                        skipped(path, "a socket, FIFO or device")
-                    continue
-                yield _found(path, kind, status)
+                if entry.kind != "special":
+                    yield entry
+                elif skipped is not None:
+                    skipped(path, "a socket, FIFO or device")
 
 
-def _found(path: bytes, kind: Kind, status: os.stat_result) -> Found:
+def _found(path: bytes, status: os.stat_result) -> Found:
+    kind: Kind = "special"
+    if stat.S_ISREG(status.st_mode):
+        kind = "file"
+    elif stat.S_ISDIR(status.st_mode):
+        kind = "directory"
+    elif stat.S_ISLNK(status.st_mode):
+        kind = "symlink"
     mode = 0 if kind == "symlink" else status.st_mode & PERMISSIONS
     return Found(path, kind, mode, signature_of(status), status.st_nlink)
 

@@ -11,7 +11,7 @@ import mmap
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 from packhorse.progress import Progress
 from packhorse.snapshot import frames
 from packhorse.snapshot.frames import LARGE_FILE, Span
-from packhorse.snapshot.index import Index
+from packhorse.snapshot.index import Index, now
 from packhorse.snapshot.manifest import (
     Directory,
     Entry,
@@ -164,6 +164,7 @@ def write(
     group of small files (`groups_of` an earlier manifest). Content digests go into the index under
     `index_prefix`. After `deadline` (time.monotonic) no further frame is begun. Raises what `sink` raises.
     """
+    started = now()  # what changed shortly before may change again while it is read
     written = Written()
     packer = _Packer(sink, written)
     names: dict[tuple[int, int], bytes] = {}
@@ -233,13 +234,12 @@ def write(
         raw = parts[0] if len(parts) == 1 else b"".join(parts)
         digest = frames.digest_of(raw)
         member_digests = [digest] if len(spans) == 1 else [frames.digest_of(part) for part in parts]
-        if digest in existing:
+        if digest in existing or digest in packed:
             return _Job(digest, len(raw), member_digests, 0, None, b"", torn)
         codec, stored = frames.compress(raw, level)
         stored_digest = digest if codec == frames.RAW else frames.digest_of(stored)
         return _Job(digest, len(raw), member_digests, codec, stored, stored_digest, torn)
 
-    begun: set[int] = set()
     late: set[int] = set()
     with ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool:
         jobs: deque[tuple[list[Span], Future[_Job]]] = deque()
@@ -247,7 +247,6 @@ def write(
             if deadline is not None and time.monotonic() >= deadline:
                 late.update(span.file for span in spans)
                 continue
-            begun.update(span.file for span in spans)
             ready = vouched(spans)
             if ready is not None:
                 # In order behind the jobs before it: frames are numbered as the files come.
@@ -263,24 +262,28 @@ def write(
     for frame in written.frames:
         if frame.digest not in written.placed:
             written.placed[frame.digest] = existing[frame.digest]
-    written.changed = sorted(files[number].path for number in changed)
-    written.unfinished = sorted(files[number].path for number in late - changed)
-    left_out = changed | late
-    seen = time.time_ns()
-    contents: dict[bytes, File] = {}
+    torn = {files[number].path for number in changed}
+    unfinished = {files[number].path for number in late - changed}
+    for link, first in links.items():
+        for left_out in (torn, unfinished):
+            if first in left_out:
+                left_out.add(link)
+    written.changed, written.unfinished = sorted(torn), sorted(unfinished)
+    contents: dict[bytes, tuple[File, bytes]] = {}
     for number, item in enumerate(files):
-        if number in left_out:
-            continue
-        large = item.signature.size >= LARGE_FILE
-        content = b"".join(digests[number]) or frames.digest_of(b"")
-        entry = File(
-            item.path, item.mode, item.signature.mtime, item.signature.size,
-            b"" if large else content, tuple(pieces[number]),
-        )  # fmt: skip
-        contents[item.path] = entry
-        if trusted[number] is None:
-            index.add(index_prefix + item.path, item.signature, content, seen=seen)
-    written.entries = list(_entries(found, base, contents, links))
+        if item.path not in torn and item.path not in unfinished:
+            large = item.signature.size >= LARGE_FILE
+            content = b"".join(digests[number]) or frames.digest_of(b"")
+            entry = File(
+                item.path, item.mode, item.signature.mtime, item.signature.size,
+                b"" if large else content, tuple(pieces[number]),
+            )  # fmt: skip
+            contents[item.path] = entry, content
+    for item in found:
+        for made, content in _entry(item, base, contents, links):
+            written.entries.append(made)
+            if index.digests(index_prefix + item.path, item.signature) is None:
+                index.add(index_prefix + item.path, item.signature, (content, item.mode), seen=started)
     return written
 
 
@@ -303,19 +306,23 @@ def _read_span(base: bytes, item: Found, span: Span) -> bytes:
         os.close(descriptor)
 
 
-def _entries(
-    found: Iterable[Found], base: bytes, contents: Mapping[bytes, File], links: Mapping[bytes, bytes]
-) -> Iterable[Entry]:
-    for item in found:
-        if item.kind == "directory":
-            yield Directory(item.path, item.mode, item.signature.mtime)
-        elif item.kind == "symlink":
-            with contextlib.suppress(OSError):
-                yield Symlink(item.path, item.signature.mtime, os.readlink(os.path.join(base, item.path)))
-        elif item.path in contents:
-            yield contents[item.path]
-        elif links.get(item.path) in contents:
-            yield Hardlink(item.path, links[item.path])
+def _entry(
+    item: Found,
+    base: bytes,
+    contents: Mapping[bytes, tuple[File, bytes]],
+    links: Mapping[bytes, bytes],
+) -> Iterator[tuple[Entry, bytes]]:
+    """The entry for a path with what it contains, as the index keeps it; none for what was left out or is gone."""
+    if item.kind == "directory":
+        yield Directory(item.path, item.mode, item.signature.mtime), b""
+    elif item.kind == "symlink":
+        with contextlib.suppress(OSError):
+            target = os.readlink(os.path.join(base, item.path))
+            yield Symlink(item.path, item.signature.mtime, target), target
+    elif item.path in contents:
+        yield contents[item.path]
+    elif links.get(item.path) in contents:
+        yield Hardlink(item.path, links[item.path]), contents[links[item.path]][1]
 
 
 def placement_of(

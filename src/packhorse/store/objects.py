@@ -18,7 +18,8 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from packhorse.config import Storage
-from packhorse.errors import PackhorseError, StorageError
+from packhorse.errors import IntegrityError, NoSpaceError, PackhorseError, StorageError
+from packhorse.snapshot.frames import LARGEST_DOCUMENT
 from packhorse.store import credentials
 
 _CHUNK = 4 << 20
@@ -42,8 +43,7 @@ class Store:
     def __init__(self, storage: Storage, environ: Mapping[str, str]) -> None:
         """Prepare access; nothing is sent yet. Raises StorageError where no credentials can be found."""
         self.url = storage.url
-        self.ranged = True
-        """Whether the store keeps byte ranges, as far as was seen."""
+        self._ranged: bool | None = None
         options = credentials.options(storage, environ)
         try:
             if urlsplit(storage.url).scheme == "file":
@@ -74,9 +74,15 @@ class Store:
             obstore.put(self._objects, key, content, use_multipart=False)
 
     def get(self, key: str) -> bytes:
-        """The content of an object. Raises NotFoundError, StorageError."""
+        """The content of a document. Raises NotFoundError, StorageError, IntegrityError where it is too large."""
         with _told(self.url, key):
-            return bytes(obstore.get(self._objects, key).bytes())
+            found = obstore.get(self._objects, key)
+            if found.meta["size"] > LARGEST_DOCUMENT:
+                raise IntegrityError(
+                    f"The object {key} of {self.url} is {found.meta['size'] / 1e6:,.0f} MB long, too long for a document.",
+                    "The store's copy is corrupt: push this environment again.",
+                )
+            return bytes(found.bytes())
 
     def get_many(self, keys: Sequence[str]) -> list[bytes]:
         """The contents of several objects, fetched at the same time."""
@@ -91,25 +97,29 @@ class Store:
         One request from the first to the last. Where the store ignores ranges the object is streamed from its
         beginning and cut here; what is not wanted is let go as it passes.
         """
+        if not self.keeps_ranges(key):
+            yield from self._streamed(key, wanted)
+            return
         start, end = wanted[0][0], wanted[-1][0] + wanted[-1][1]
-        if self.ranged:
+        with _told(self.url, key):
+            view = memoryview(obstore.get_range(self._objects, key, start=start, end=end))
+        if len(view) != end - start:
+            raise _cut_short(self.url, key)
+        for offset, length in wanted:
+            yield view[offset - start : offset - start + length]
+
+    def keeps_ranges(self, key: str) -> bool:
+        """Whether the store sends only what is asked for, found out once, with the first byte of an object."""
+        if self._ranged is None:
             with _told(self.url, key):
                 try:
-                    view = memoryview(obstore.get_range(self._objects, key, start=start, end=end))
+                    obstore.get_range(self._objects, key, start=0, end=1)
+                    self._ranged = True
                 except exceptions.GenericError as error:
-                    if "NotPartial" not in repr(error) and "partial" not in str(error):
+                    if "NotPartial" not in repr(error):
                         raise
-                    self.ranged = False
-                else:
-                    if len(view) != end - start:
-                        raise StorageError(
-                            f"The store {self.url} sent {len(view)} bytes of {key} where {end - start} were asked for.",
-                            "The object is cut short: push this environment again.",
-                        )
-                    for offset, length in wanted:
-                        yield view[offset - start : offset - start + length]
-                    return
-        yield from self._streamed(key, wanted)
+                    self._ranged = False
+        return self._ranged
 
     def _streamed(self, key: str, wanted: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
         held = bytearray()
@@ -129,9 +139,7 @@ class Store:
                 if surplus > 0:
                     del held[:surplus]
                     position += surplus
-        raise StorageError(
-            f"The object {key} of {self.url} is shorter than it should be.", "Push this environment again."
-        )
+        raise _cut_short(self.url, key)
 
     def list(self, prefix: str) -> list[Listed]:
         """Every object below `prefix` (a directory), by key. Raises StorageError."""
@@ -174,12 +182,25 @@ class _told:  # noqa: N801 - reads as a verb
             raise _translated(self._url, self._key, error) from error
 
 
-def _translated(url: str, key: str, error: BaseException) -> StorageError:
+def _cut_short(url: str, key: str) -> IntegrityError:
+    return IntegrityError(
+        f"The object {key} of {url} is shorter than it should be.",
+        "Push this environment again, or use another snapshot.",
+    )
+
+
+def _translated(url: str, key: str, error: BaseException) -> PackhorseError:
     """Our error for one of obstore's, without the request's address, headers and secrets."""
     text = str(error)
     code = re.search(r"<Code>(\w+)</Code>", text)
     status = re.search(r"status code: (\d{3} [A-Za-z ]+)", text)
     reason = code.group(1) if code else status.group(1) if status else ""
+    if reason.startswith("416") or reason == "InvalidRange" or "Requested range was invalid" in text:
+        return _cut_short(url, key)
+    if "No space left on device" in text:
+        return NoSpaceError(
+            f"There is no space left in the store {url}.", "Free some space, or choose another store."
+        )
     if reason == "NoSuchBucket":
         return StorageError(f"The bucket of {url} does not exist.", "Create it, or correct storage.url.")
     if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):

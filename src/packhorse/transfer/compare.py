@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 
 import msgspec
 
@@ -11,13 +12,13 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.imports import ImportOutcome
 from packhorse.progress import Progress
 from packhorse.root import SHARED
-from packhorse.snapshot.manifest import Directory, File, Frame, Manifest, Symlink
+from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Symlink
 from packhorse.snapshot.scan import scan
-from packhorse.snapshot.writer import content_of, content_on_disk
-from packhorse.transfer.local import Local
+from packhorse.snapshot.writer import content_on_disk
+from packhorse.transfer.local import PACKAGES, Local, source_of
+from packhorse.transfer.merge import changed_paths, plan
 from packhorse.transfer.pull import find
-from packhorse.transfer.push import changed_paths
-from packhorse.transfer.union import union
+from packhorse.transfer.union import Winner, union
 from packhorse.transfer.workplace import Workplace
 
 
@@ -32,7 +33,7 @@ class Comparison(msgspec.Struct):
     unsaved: int
     """Entries of the shared directories that the tag does not have as they are here."""
     missing: int
-    """Shared manifests of the tag that were not restored here."""
+    """Entries of the tag's shared directories that are missing here, or older."""
 
 
 def compare(place: Workplace) -> Comparison:
@@ -45,14 +46,13 @@ def compare(place: Workplace) -> Comparison:
         packages_equal = local.equals(
             local.packages(), local.manifest(place.store, state.manifest, "packages")
         )
-    base = os.fsencode(place.root.path)
-    found = scan(base, [name.encode() for name in SHARED], exclude=place.config.run.exclude)
-    present = union(
+    found = scan(local.base, [name.encode() for name in SHARED], exclude=place.config.run.exclude)
+    winners = union(
         (stamp, digest, local.manifest(place.store, digest, "shared"))
         for stamp, digest in target.snapshot.shared
     )
-    unsaved = len(changed_paths(base, found, present, local))
-    missing = len({digest for _, digest in target.snapshot.shared} - set(state.shared))
+    unsaved = len(changed_paths(found, winners, local, synced=_synced(place, local)))
+    missing = len(plan(local, winners).wanted)
     return Comparison(
         snapshot=target.snapshot.id,
         time=target.time,
@@ -61,6 +61,10 @@ def compare(place: Workplace) -> Comparison:
         unsaved=unsaved,
         missing=missing,
     )
+
+
+def _synced(place: Workplace, local: Local) -> bool:
+    return local.synced().source == source_of(place.store, place.config.storage.tag)
 
 
 class Verification(msgspec.Struct):
@@ -106,57 +110,62 @@ def verify(place: Workplace, progress: Progress) -> Verification:
         found = Verification(snapshot=state.snapshot)
         if state.manifest:
             manifest = local.manifest(place.store, state.manifest, "packages")
+            winners = union([("", state.manifest, manifest)])
             progress.stage("checking packages", manifest.bytes)
-            _check(place.root.packages, "packages/", manifest, found, progress)
-            own = {entry.path for entry in manifest.entries}
+            _check(place.root.packages, "packages/", winners, found, progress)
             found.added = [
-                _readable(b"packages/" + item.path) for item in local.packages() if item.path not in own
+                _readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
             ]
-        for digest in state.shared:
-            manifest = local.manifest(place.store, digest, "shared")
-            progress.stage("checking shared files", manifest.bytes)
-            _check(place.root.path, "", manifest, found, progress)
+        winners = union(
+            (stamp, digest, local.manifest(place.store, digest, "shared"))
+            for stamp, digest in local.synced().manifests
+        )
+        sizes = (winner.entry.size for winner in winners.values() if isinstance(winner.entry, File))
+        progress.stage("checking shared files", sum(sizes))
+        _check(place.root.path, "", winners, found, progress)
     finally:
         os.close(lock)
     return found
 
 
 def _check(
-    base: os.PathLike[str], prefix: str, manifest: Manifest, found: Verification, progress: Progress
+    base: os.PathLike[str],
+    prefix: str,
+    winners: Mapping[bytes, Winner],
+    found: Verification,
+    progress: Progress,
 ) -> None:
-    for entry in manifest.entries:
-        if isinstance(entry, Directory):
-            continue
-        path = os.path.join(os.fsencode(base), entry.path)
-        name = prefix + _readable(entry.path)
-        found.files += 1
+    for entry_path, winner in winners.items():
+        path, name = os.path.join(os.fsencode(base), entry_path), prefix + _readable(entry_path)
+        is_directory = isinstance(winner.entry, Directory)
+        found.files += not is_directory
         try:
             status = os.lstat(path)
-            if isinstance(entry, Symlink):
-                if not stat.S_ISLNK(status.st_mode) or os.readlink(path) != entry.target:
-                    found.changed.append(name)
-            elif isinstance(entry, File):
-                _check_file(path, name, entry, manifest.frames, status, found)
-                progress.advance(entry.size)
-        except FileNotFoundError:
+            if is_directory:
+                as_it_was = stat.S_ISDIR(status.st_mode)
+            elif isinstance(winner.entry, Symlink):
+                as_it_was = stat.S_ISLNK(status.st_mode) and os.readlink(path) == winner.content
+            else:
+                as_it_was = _check_file(path, name, winner, status, found)
+                progress.advance(status.st_size)
+            if not as_it_was:
+                found.changed.append(name)
+        except (FileNotFoundError, NotADirectoryError):
             found.missing.append(name)
 
 
-def _check_file(
-    path: bytes,
-    name: str,
-    entry: File,
-    frames: tuple[Frame, ...],
-    status: os.stat_result,
-    found: Verification,
-) -> None:
-    found.bytes += entry.size
-    if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
-        found.changed.append(name)
-    elif content_on_disk(path, entry.size) != content_of(entry, frames):
-        (found.corrupt if status.st_mtime_ns == entry.mtime else found.changed).append(name)
-    elif status.st_mode & 0o777 != entry.mode:
-        found.changed.append(name)
+def _check_file(path: bytes, name: str, winner: Winner, status: os.stat_result, found: Verification) -> bool:
+    """Whether a file is as its entry says, or at least damaged in a way that is told already."""
+    entry = winner.entry
+    if not stat.S_ISREG(status.st_mode) or (isinstance(entry, File) and status.st_size != entry.size):
+        return False
+    found.bytes += status.st_size
+    if content_on_disk(path, status.st_size) != winner.content:
+        if not isinstance(entry, File) or status.st_mtime_ns != entry.mtime:
+            return False
+        found.corrupt.append(name)
+        return True
+    return status.st_mode & PERMISSIONS == winner.mode
 
 
 def _readable(path: bytes) -> str:

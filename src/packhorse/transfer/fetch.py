@@ -43,17 +43,17 @@ def fetch(store: Store, jobs: Iterable[Job], progress: Progress, *, threads: int
     waiting = sorted(jobs, key=lambda job: (job.placed.pack, job.placed.offset))
     if not waiting:
         return 0
-    # The first request tells whether the store keeps ranges; where it does not, a pack is read once, whole.
-    first, *rest = _batches(waiting, whole_packs=False)
-    transferred = _bring(store, first, progress)
-    later = [job for batch in rest for job in batch]
+    try:
+        ranged = store.keeps_ranges(_key(waiting[0]))
+    except NotFoundError as error:
+        raise _missing(waiting[0]) from error
     stop = threading.Event()
 
     def bring(batch: Sequence[Job]) -> int:
         return 0 if stop.is_set() else _bring(store, batch, progress)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
-        futures = [pool.submit(bring, batch) for batch in _batches(later, whole_packs=not store.ranged)]
+        futures = [pool.submit(bring, batch) for batch in _batches(waiting, whole_packs=not ranged)]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             failed = next((future for future in done if future.exception()), None)
@@ -63,7 +63,7 @@ def fetch(store: Store, jobs: Iterable[Job], progress: Progress, *, threads: int
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-        return transferred + sum(future.result() for future in futures)
+        return sum(future.result() for future in futures)
 
 
 def _batches(jobs: Sequence[Job], *, whole_packs: bool) -> list[list[Job]]:
@@ -83,7 +83,7 @@ def _batches(jobs: Sequence[Job], *, whole_packs: bool) -> list[list[Job]]:
 
 
 def _bring(store: Store, batch: Sequence[Job], progress: Progress) -> int:
-    key = f"packs/{batch[0].placed.pack}"
+    key = _key(batch[0])
     spans = sorted({(job.placed.offset, job.placed.length) for job in batch})
     wanted: dict[tuple[int, int], list[Job]] = {}
     for job in batch:
@@ -94,11 +94,19 @@ def _bring(store: Store, batch: Sequence[Job], progress: Progress) -> int:
                 job.tree.put(job.number, _proven(store, key, job, stored))
                 progress.advance(job.frame.length)
     except NotFoundError as error:
-        raise IntegrityError(
-            f"The pack {batch[0].placed.pack[:12]} is missing from the store.",
-            "Push this environment again, or use another snapshot.",
-        ) from error
+        raise _missing(batch[0]) from error
     return spans[-1][0] + spans[-1][1] - spans[0][0]
+
+
+def _key(job: Job) -> str:
+    return f"packs/{job.placed.pack}"
+
+
+def _missing(job: Job) -> IntegrityError:
+    return IntegrityError(
+        f"The pack {job.placed.pack[:12]} is missing from the store.",
+        "Push this environment again, or use another snapshot.",
+    )
 
 
 def _proven(store: Store, key: str, job: Job, stored: frames.Bytes) -> frames.Bytes:

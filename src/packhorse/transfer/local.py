@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from packhorse import atomic
 from packhorse.errors import IntegrityError
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
-from packhorse.snapshot.index import Index
-from packhorse.snapshot.manifest import Directory, File, Frame, Hardlink, Manifest, Symlink
-from packhorse.snapshot.scan import Found, scan
+from packhorse.snapshot.index import Index, now
+from packhorse.snapshot.manifest import Directory, File, Frame, Manifest, Symlink
+from packhorse.snapshot.scan import Found, look, scan
 from packhorse.snapshot.writer import content_of, content_on_disk
 from packhorse.store import tags
 from packhorse.store.objects import Store
@@ -19,13 +21,26 @@ from packhorse.store.objects import Store
 PACKAGES = b"packages/"
 
 
+class Synced(msgspec.Struct, frozen=True):
+    """What the shared directories were last brought together with."""
+
+    source: str = ""
+    """The store and the tag; no tag for a snapshot named by its id."""
+    manifests: tuple[tuple[str, str], ...] = ()
+    """(stamp, digest) of the shared manifests whose union they held."""
+
+
 class Local:
     """The root's copy of what it shares with a store."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
+        self.base = os.fsencode(root.path)
         self.index = Index(root.private / "index")
         self._manifests = root.private / "manifests"
+        self._synced = root.private / "synced"
+
+    # --- documents ---
 
     def cached(self, digest: str, kind: documents.Kind) -> Manifest | None:
         """A manifest from the root's own copies."""
@@ -54,45 +69,84 @@ class Local:
             for name in set(os.listdir(self._manifests)) - wanted:
                 (self._manifests / name).unlink()
 
+    def synced(self) -> Synced:
+        """What the shared directories were last brought together with."""
+        try:
+            return msgspec.json.decode(self._synced.read_bytes(), type=Synced)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return Synced()
+
+    def record_synced(self, synced: Synced) -> None:
+        """Replace that."""
+        atomic.write_file(self._synced, msgspec.json.encode(synced))
+
+    # --- files ---
+
     def packages(self) -> list[Found]:
         """What lies in `packages/`."""
         return scan(os.fsencode(self.root.packages))
 
-    def holds(self, item: Found, entry: File, frames: Sequence[Frame]) -> bool:
-        """Whether a scanned file of `packages/` is the manifest's: by stat, and by content.
+    def content(self, item: Found, prefix: bytes = b"") -> bytes | None:
+        """What a scanned path below `prefix` contains, as the index keeps it: see `snapshot.index.Content`.
 
-        What the index does not vouch for (after a crash, or just written) is read.
+        A file that the index does not vouch for (after a crash, or just written) is read. None for what cannot be
+        read, or changes meanwhile.
         """
+        path = prefix + item.path
+        whole = os.path.join(self.base, path)
+        try:
+            if item.kind == "directory":
+                return b""
+            if item.kind == "symlink":
+                return os.readlink(whole)
+            if item.kind == "special":
+                return None
+            known = self.index.digests(path, item.signature)
+            if known is None:
+                known = content_on_disk(whole, item.signature.size)
+                after = look(self.base, path)
+                return known if after is not None and after.signature == item.signature else None
+            return known
+        except OSError:
+            return None
+
+    def holds(self, item: Found, entry: File, frames: Sequence[Frame]) -> bool:
+        """Whether a scanned file of `packages/` is the manifest's: by stat, and by content."""
         same = (item.mode, item.signature.mtime, item.signature.size) == (entry.mode, entry.mtime, entry.size)
         if item.kind != "file" or not same:
             return False
+        seen = now()
+        content = self.content(item, PACKAGES)
+        if content is None or content != content_of(entry, frames):
+            return False
         path = PACKAGES + item.path
-        known = self.index.digests(path, item.signature)
-        if known is None:
-            try:
-                known = content_on_disk(os.path.join(os.fsencode(self.root.path), path), item.signature.size)
-            except OSError:
-                return False
-            self.index.add(path, item.signature, known)
-        return known == content_of(entry, frames)
+        if self.index.digests(path, item.signature) is None:
+            self.index.add(path, item.signature, (content, item.mode), seen=seen)
+        return True
 
     def equals(self, found: Sequence[Found], manifest: Manifest) -> bool:
         """Whether the scanned `packages/` is, by stat and index, what the manifest says."""
         if len(found) != len(manifest.entries):
             return False
-        base = os.fsencode(self.root.packages)
+        inodes: dict[bytes, tuple[int, int]] = {}
         for item, entry in zip(found, manifest.entries):
             if item.path != entry.path:
                 return False
+            inode = (item.signature.device, item.signature.inode)
             if isinstance(entry, File):
+                inodes[entry.path] = inode
                 same = self.holds(item, entry, manifest.frames)
             elif isinstance(entry, Symlink):
-                same = item.kind == "symlink" and os.readlink(os.path.join(base, item.path)) == entry.target
+                same = item.kind == "symlink" and self.content(item, PACKAGES) == entry.target
             elif isinstance(entry, Directory):
                 same = item.kind == "directory" and item.mode == entry.mode
             else:
-                assert isinstance(entry, Hardlink)
-                same = item.kind == "file" and item.links > 1
+                same = item.kind == "file" and inodes[entry.target] == inode
             if not same:
                 return False
         return True
+
+
+def source_of(store: Store, tag: str) -> str:
+    """How `Synced` names a tag of a store."""
+    return f"{store.url} {tag}"

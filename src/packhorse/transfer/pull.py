@@ -6,12 +6,12 @@ over one that changed here, and that a killed pull goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
-import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -21,15 +21,16 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
-from packhorse.snapshot.manifest import Directory, File, Manifest, Symlink
-from packhorse.snapshot.reader import Tree
-from packhorse.snapshot.scan import signature_of
-from packhorse.snapshot.writer import content_of, content_on_disk, placed_by
+from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Manifest
+from packhorse.snapshot.reader import Tree, own_bytes
+from packhorse.snapshot.scan import Found, look, signature_of
+from packhorse.snapshot.writer import content_of, placed_by
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
 from packhorse.transfer.fetch import THREADS, Job, fetch
-from packhorse.transfer.local import PACKAGES, Local
+from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
+from packhorse.transfer.merge import Plan, Standing, plan, standing
 from packhorse.transfer.union import Winner, union
 
 MARGIN = 64 << 20
@@ -115,13 +116,6 @@ def pull(
     return result
 
 
-class _Shared(NamedTuple):
-    """A shared manifest of which some paths are wanted."""
-
-    digest: str
-    tree: Tree
-
-
 class _Restore:
     """One pull on its way; the root is held against other writers."""
 
@@ -140,19 +134,20 @@ class _Restore:
         self.state = root.state()
         self.result = PullResult(snapshot=target.snapshot.id, tag=target.tag)
         self.winners: dict[bytes, Winner] = {}
+        self.plan = Plan({}, [])
 
     def run(self, threads: int) -> PullResult:
         packages = self._plan_packages()
         shared = self._plan_shared()
-        if packages is None and not shared:
+        trees = [*([packages] if packages else []), *shared.values()]
+        if packages is None and not self.plan.wanted:
             self._record()
             return self.result
         if packages is not None:
             with self.root.packages_unused() as free:
                 if not free:
                     raise _in_use(self.root)
-        trees = [*([packages] if packages else []), *(item.tree for item in shared)]
-        self.root.require_space(sum(tree.new_bytes for tree in trees) + MARGIN, "the snapshot")
+        self._require_space(trees)
         self.root.record(msgspec.structs.replace(self.state, state="partial"))
         try:
             self._bring(packages, shared, threads)
@@ -165,11 +160,19 @@ class _Restore:
         if packages is not None:
             self.root.remove_retired()
             self._remember_packages(packages)
-        for item in shared:
-            self._publish(item)
+        _Publication(self.local, self.winners, shared, self._keep).publish(self.plan.wanted)
         self._record()
-        atomic.remove_tree(self.root.staging)
         return self.result
+
+    def _require_space(self, trees: Sequence[Tree]) -> None:
+        """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""
+        staging = self.root.staging
+        staged = {name for tree in trees for name in tree.names}
+        for name in os.listdir(staging) if staging.is_dir() else ():
+            if name not in staged:
+                atomic.remove_tree(staging / name)
+        needed = sum(tree.new_bytes for tree in trees) - own_bytes(staging)
+        self.root.require_space(max(needed, 0) + MARGIN, "the snapshot")
 
     # --- planning ---
 
@@ -205,7 +208,8 @@ class _Restore:
                 "Use the Python it was made for (environment.python), or install and push with this one.",
             )
 
-    def _plan_shared(self) -> list[_Shared]:
+    def _plan_shared(self) -> dict[str, Tree]:
+        """What has to be brought of the shared manifests, by their digests."""
         manifests = [
             (stamp, digest, self.local.manifest(self.store, digest, "shared"))
             for stamp, digest in self.snapshot.shared
@@ -216,50 +220,23 @@ class _Restore:
                 self.result.files += 1
             if isinstance(winner.entry, File):
                 self.result.bytes += winner.entry.size
+        self.plan = plan(self.local, winners)
+        for path in self.plan.kept:
+            self._keep(path)
         wanted: dict[str, set[bytes]] = {}
-        for path, winner in winners.items():
-            if self._wanted(path, winner):
-                wanted.setdefault(winner.digest, set()).add(path)
-        return [
-            _Shared(digest, Tree(self.root.staging / digest[:16], manifest, digest, wanted=wanted[digest]))
+        for path, stands in self.plan.wanted.items():
+            if stands is not Standing.OLDER_MODE and not isinstance(winners[path].entry, Directory):
+                wanted.setdefault(winners[path].digest, set()).add(path)
+        return {
+            digest: Tree(self.root.staging / digest[:16], manifest, digest, wanted=wanted[digest])
             for digest, manifest in {digest: manifest for _, digest, manifest in manifests}.items()
             if digest in wanted
-        ]
-
-    def _wanted(self, path: bytes, winner: Winner) -> bool:
-        """Whether the path is to be brought: it is missing, or older here and unchanged since it was brought."""
-        here = os.path.join(os.fsencode(self.root.path), path)
-        try:
-            status = os.lstat(here)
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        mode = status.st_mode
-        if isinstance(winner.entry, Directory):
-            if not stat.S_ISDIR(mode):
-                self._keep(path)
-            return False
-        if isinstance(winner.entry, Symlink):
-            if not stat.S_ISLNK(mode) or os.readlink(here) != winner.content:
-                self._keep(path)
-            return False
-        if not stat.S_ISREG(mode):
-            self._keep(path)
-            return False
-        signature = signature_of(status)
-        known = self.local.index.digests(path, signature)
-        content = known if known is not None else content_on_disk(here, signature.size)
-        if content == winner.content:
-            self.local.index.add(path, signature, content)
-            return False
-        if content == self.local.index.known(
-            path
-        ):  # as it was last restored or saved: older, not changed here
-            return True
-        self._keep(path)
-        return False
+        }
 
     def _keep(self, path: bytes) -> None:
-        self.result.kept.append(path.decode(errors="backslashreplace"))
+        name = path.decode(errors="backslashreplace")
+        if name not in self.result.kept:
+            self.result.kept.append(name)
 
     def _count(self, manifest: Manifest) -> None:
         self.result.files += manifest.files
@@ -267,21 +244,19 @@ class _Restore:
 
     # --- bringing ---
 
-    def _bring(self, packages: Tree | None, shared: Sequence[_Shared], threads: int) -> None:
+    def _bring(self, packages: Tree | None, shared: Mapping[str, Tree], threads: int) -> None:
         jobs: list[Job] = []
         if packages is not None:
             jobs += self._jobs(packages, self.snapshot.packages)
             self.result.pulled.append("packages")
-        for item in shared:
-            jobs += self._jobs(item.tree, item.digest)
-        if shared:
+        for digest, tree in shared.items():
+            jobs += self._jobs(tree, digest)
+        if self.plan.wanted:
             self.result.pulled.append("shared")
         self.progress.stage("restoring", sum(job.frame.length for job in jobs))
         self.result.transferred_bytes = fetch(self.store, jobs, self.progress, threads=threads)
-        if packages is not None:
-            packages.finish()
-        for item in shared:
-            item.tree.finish(lambda target: os.path.join(os.fsencode(self.root.path), target))
+        for tree in (*([packages] if packages else []), *shared.values()):
+            tree.finish()
 
     def _jobs(self, tree: Tree, digest: str) -> Iterator[Job]:
         placement = tags.get_placement(self.store, tree.manifest, digest)
@@ -291,44 +266,6 @@ class _Restore:
             yield Job(tree, number, frame, placed[frame.digest])
 
     # --- publishing ---
-
-    def _publish(self, item: _Shared) -> None:
-        """Move what is wanted of a shared manifest to its place, each path by one rename."""
-        base = os.fsencode(self.root.path)
-        seen = time.time_ns()
-        for entry in item.tree.entries:
-            place = os.path.join(base, entry.path)
-            if not self._own_parents(entry.path):
-                self._keep(entry.path)
-            elif isinstance(entry, Directory):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(place, 0o700)
-                    os.chmod(place, entry.mode)
-            elif self._wanted(entry.path, self.winners[entry.path]):  # it may have changed here meanwhile
-                os.rename(item.tree.path(entry.path), place)
-                if isinstance(entry, File):
-                    signature = signature_of(os.lstat(place))
-                    self.local.index.add(
-                        entry.path, signature, content_of(entry, item.tree.manifest.frames), seen=seen
-                    )
-        for entry in reversed(item.tree.entries):
-            if isinstance(entry, Directory):
-                with contextlib.suppress(FileNotFoundError, PermissionError):
-                    os.utime(
-                        os.path.join(base, entry.path), ns=(entry.mtime, entry.mtime), follow_symlinks=False
-                    )
-
-    def _own_parents(self, path: bytes) -> bool:
-        """Whether the parents of a shared path are directories, not symbolic links that lead elsewhere."""
-        parent = path.rpartition(b"/")[0]
-        while parent:
-            try:
-                if not stat.S_ISDIR(os.lstat(os.path.join(os.fsencode(self.root.path), parent)).st_mode):
-                    return False
-            except FileNotFoundError:
-                os.makedirs(os.path.join(os.fsencode(self.root.path), parent), 0o700)
-            parent = parent.rpartition(b"/")[0]
-        return True
 
     def _exchange(self, tree: Tree) -> None:
         with self.root.packages_unused() as free:
@@ -348,26 +285,122 @@ class _Restore:
     def _remember_packages(self, tree: Tree) -> None:
         """Bring the index up to date: the links of the retired generation are gone, which changed the ctime
         of what was kept of it."""
-        base, seen = os.fsencode(self.root.packages), time.time_ns()
-        index, manifest = self.local.index, tree.manifest
+        base, index = os.fsencode(self.root.packages), self.local.index
         for entry in tree.entries:
             if isinstance(entry, File):
-                kept = entry.path in tree.kept
-                place = os.path.join(base, entry.path)
-                signature = signature_of(os.lstat(place)) if kept else tree.signatures[entry.path]
-                index.add(PACKAGES + entry.path, signature, content_of(entry, manifest.frames), seen=seen)
-        index.keep_only(PACKAGES, {PACKAGES + entry.path for entry in manifest.entries})
+                signature = signature_of(os.lstat(os.path.join(base, entry.path)))
+                if (signature.size, signature.mtime) == (entry.size, entry.mtime):
+                    content = content_of(entry, tree.manifest.frames)
+                    index.restored(PACKAGES + entry.path, signature, (content, entry.mode))
+        index.keep_only(PACKAGES, {PACKAGES + entry.path for entry in tree.entries})
         index.save()
 
     def _record(self) -> None:
         shared = tuple(digest for _, digest in self.snapshot.shared)
         self.local.index.save()
+        self.local.record_synced(Synced(source_of(self.store, self.result.tag), tuple(self.snapshot.shared)))
         self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
         self.root.record(
             msgspec.structs.replace(
                 self.state, state="complete", snapshot=self.result.snapshot, shared=shared
             )
         )
+        atomic.remove_tree(self.root.staging)
+
+
+class _Publication:
+    """What was brought for the shared directories goes to its place, each path by one rename."""
+
+    def __init__(
+        self,
+        local: Local,
+        winners: Mapping[bytes, Winner],
+        trees: Mapping[str, Tree],
+        keep: Callable[[bytes], None],
+    ) -> None:
+        self.local, self.winners, self.trees, self.keep = local, winners, trees, keep
+        self.opened: dict[bytes, int] = {}
+        """Directories that had to be made writable for a moment, and their mode bits."""
+
+    def publish(self, wanted: Mapping[bytes, Standing | None]) -> None:
+        """Bring the paths, parents first, unless they changed here meanwhile."""
+        index = self.local.index
+        for path in wanted:
+            index.coming(path, self._content(path))
+        index.save()  # a pull killed from here on leaves nothing that looks changed here
+        brought: dict[bytes, tuple[int, int]] = {}
+        made: list[Directory] = []
+        for path in wanted:
+            entry = self.winners[path].entry
+            item = look(self.local.base, path)
+            stands = None if item is None else standing(self.local, item, self.winners[path])
+            if stands is Standing.CHANGED or not self._own_parents(path):
+                self.keep(path)
+            elif isinstance(entry, Directory):
+                if item is None or item.kind != "directory":
+                    self._writable(path, partial(self._make_directory, path, item))
+                    made.append(entry)
+                elif stands is not Standing.SAME:
+                    os.chmod(self._at(path), entry.mode)
+                    index.add(path, item.signature, self._content(path), seen=0)
+            elif stands is Standing.OLDER_MODE:
+                os.chmod(self._at(path), self.winners[path].mode)
+                brought[path] = _size_and_time(self._at(path))
+            elif stands is not Standing.SAME:
+                staged = self.trees[self.winners[path].digest].path(path)
+                brought[path] = _size_and_time(staged)
+                self._writable(path, partial(self._put, path, staged, item))
+        for path, mode in self.opened.items():
+            os.chmod(self._at(path), mode)
+        for entry in reversed(made):
+            os.chmod(self._at(entry.path), entry.mode)
+            os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
+            index.add(entry.path, signature_of(os.lstat(self._at(entry.path))), (b"", entry.mode), seen=0)
+        for path, expected in brought.items():  # last: links and renames of other names change the ctime
+            signature = signature_of(os.lstat(self._at(path)))
+            if (signature.size, signature.mtime) == expected:
+                index.restored(path, signature, self._content(path))
+
+    def _content(self, path: bytes) -> tuple[bytes, int]:
+        return self.winners[path].content, self.winners[path].mode
+
+    def _at(self, path: bytes) -> bytes:
+        return os.path.join(self.local.base, path)
+
+    def _make_directory(self, path: bytes, before: Found | None) -> None:
+        if before is not None:
+            os.unlink(self._at(path))
+        os.mkdir(self._at(path), 0o700)
+
+    def _put(self, path: bytes, staged: bytes, before: Found | None) -> None:
+        if before is not None and before.kind == "directory":
+            atomic.remove_tree(Path(os.fsdecode(self._at(path))))
+        os.rename(staged, self._at(path))
+
+    def _writable(self, path: bytes, action: Callable[[], None]) -> None:
+        """Do `action` in the directory of `path`, which may be one that its owner must not write to."""
+        try:
+            action()
+        except PermissionError:
+            parent = path.rpartition(b"/")[0]
+            self.opened.setdefault(parent, os.stat(self._at(parent)).st_mode & PERMISSIONS)
+            os.chmod(self._at(parent), 0o700)
+            action()
+
+    def _own_parents(self, path: bytes) -> bool:
+        """Whether the parents of a path are directories, not symbolic links that lead elsewhere."""
+        parent = path.rpartition(b"/")[0]
+        while parent:
+            item = look(self.local.base, parent)
+            if item is None or item.kind != "directory":
+                return False
+            parent = parent.rpartition(b"/")[0]
+        return True
+
+
+def _size_and_time(path: bytes) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_size, status.st_mtime_ns
 
 
 def _in_use(root: Root) -> PackhorseError:

@@ -26,7 +26,6 @@ from packhorse.snapshot.scan import Found, scan
 from packhorse.snapshot.writer import (
     Placed,
     Written,
-    content_on_disk,
     groups_of,
     placed_by,
     placement_of,
@@ -36,8 +35,9 @@ from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
 from packhorse.transfer.fold import LIMIT, fold
-from packhorse.transfer.local import PACKAGES, Local
-from packhorse.transfer.union import Winner, union
+from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
+from packhorse.transfer.merge import changed_paths
+from packhorse.transfer.union import union
 
 
 class PushResult(msgspec.Struct):
@@ -76,7 +76,12 @@ class _Push:
     ) -> None:
         self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
         self.local = Local(root)
+        self.source = source_of(store, tag)
+        self.synced: bool | None = None
+        """Whether the shared directories were last brought together with this tag; None while nobody asked."""
         self.state = root.state()
+        self.known: list[_Part] = []
+        """The packages, if the tag turned out to have them already."""
         everything = tags.read_tags(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
         self.existing = _Existing(store, everything)
@@ -134,7 +139,7 @@ class _Push:
         part = self._part("packages", manifest, written.placed)
         self._count(manifest)
         if newest is not None and newest.digest == part.digest:
-            self.state = msgspec.structs.replace(state, state="complete", manifest=part.digest)
+            self.known = [part]
             self.local.keep(part.digest, part.stored)
             return []
         return [part]
@@ -145,13 +150,14 @@ class _Push:
         """The part for what was added to or changed in the shared `directories`."""
         base = os.fsencode(self.root.path)
         found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
+        self.synced = self.local.synced().source == self.source
         listed = shared_of(self.mine)
         manifests = {
             entry.digest: self.local.manifest(self.store, entry.digest, "shared") for entry in listed
         }
         present = union((entry.stamp, entry.digest, manifests[entry.digest]) for entry in listed)
         folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
-        new = changed_paths(base, found, present, self.local)
+        new = changed_paths(found, present, self.local, synced=self.synced)
         if not new:
             return folded
         chosen = [item for item in found if item.path in new]
@@ -208,7 +214,7 @@ class _Push:
             ]
         absorbed = {entry for part in parts for entry in part.absorbed}
         together = sorted({*entries, *self.mine} - absorbed)
-        state = _state_after(self.state, parts)
+        state = _state_after(self.root.state(), [*parts, *self.known])
         snapshot = tags.snapshot_of(newest_packages(together, state.fingerprint), shared_of(together))
         if parts:
             self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
@@ -223,10 +229,24 @@ class _Push:
                 absorbs=tuple(gone.key for gone in part.absorbed),
             )
             self.store.put(entry.key, msgspec.json.encode(facts))
+        if parts:
+            self._name_what_others_added(together, state.fingerprint)
         self.local.index.save()
+        if self.synced is not None:
+            shared = [(entry.stamp, entry.digest) for entry in shared_of(together)]
+            held = tuple(each for each in shared if each[1] in state.shared)
+            self.local.record_synced(Synced(self.source, held))
         self.root.record(msgspec.structs.replace(state, snapshot=snapshot.id))
         self.result.snapshot = snapshot.id
         self.result.pushed = [part.part for part in parts if not part.absorbed]
+
+    def _name_what_others_added(self, together: Sequence[TagEntry], fingerprint: str) -> None:
+        """Give what the tag holds now a snapshot to be named by, if others pushed meanwhile: the last one to look
+        sees them all."""
+        listed = tags.read_tag(self.store, self.tag)
+        if set(listed) != set(together):
+            snapshot = tags.snapshot_of(newest_packages(listed, fingerprint), shared_of(listed))
+            self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
 
     @staticmethod
     def _part(part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed]) -> _Part:
@@ -292,58 +312,6 @@ def push(
     result.seconds = time.monotonic() - started
     result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return result
-
-
-def changed_paths(
-    base: bytes, found: Sequence[Found], present: Mapping[bytes, Winner], local: Local
-) -> set[bytes]:
-    """The paths that the tag does not have as they are here, with the directories above them."""
-    new: set[bytes] = set()
-    linked: dict[tuple[int, int], list[bytes]] = {}
-    for item in found:
-        winner = present.get(item.path)
-        if item.links > 1:
-            linked.setdefault((item.signature.device, item.signature.inode), []).append(item.path)
-        if item.kind == "directory":
-            differs = (
-                winner is None
-                or not isinstance(winner.entry, documents.Directory)
-                or winner.mode != item.mode
-            )
-            differs = differs and item.path not in {name.encode() for name in SHARED}
-        elif item.kind == "symlink":
-            target = os.readlink(os.path.join(base, item.path))
-            differs = (
-                winner is None or not isinstance(winner.entry, documents.Symlink) or winner.content != target
-            )
-        else:
-            differs = (
-                winner is None or winner.mode != item.mode or not _same_content(base, item, winner, local)
-            )
-        if differs:
-            new.add(item.path)
-    for paths in linked.values():  # names of one file are saved together
-        if new.intersection(paths):
-            new.update(paths)
-    for path in list(new):
-        while path := path.rpartition(b"/")[0]:
-            new.add(path)
-    return new
-
-
-def _same_content(base: bytes, item: Found, winner: Winner, local: Local) -> bool:
-    if isinstance(winner.entry, (documents.Directory, documents.Symlink)):
-        return False
-    if isinstance(winner.entry, File) and winner.entry.size != item.signature.size:
-        return False
-    known = local.index.digests(item.path, item.signature)
-    if known is None:
-        try:
-            known = content_on_disk(os.path.join(base, item.path), item.signature.size)
-        except OSError:
-            return False
-        local.index.add(item.path, item.signature, known)
-    return known == winner.content
 
 
 def _with_used_frames(written: Written) -> tuple[tuple[documents.Frame, ...], tuple[Entry, ...]]:

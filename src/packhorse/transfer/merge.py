@@ -1,0 +1,138 @@
+"""The shared directories beside what their tag says: which paths are older here, and which changed here.
+
+One answer for all: a pull brings what is missing or older, a push saves what changed here and nothing else, so
+that a worker which saves never undoes what another one saved. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from packhorse.root import SHARED
+from packhorse.snapshot.index import now
+from packhorse.snapshot.manifest import Directory, File
+from packhorse.snapshot.scan import Found, look, scan
+from packhorse.transfer.local import Local
+from packhorse.transfer.union import Winner
+
+_TOP = {name.encode() for name in SHARED}
+_SECOND = 10**9
+
+
+class Standing(enum.Enum):
+    """A path here beside what counts for it in the tag."""
+
+    SAME = enum.auto()
+    OLDER = enum.auto()
+    """As it was last restored or saved here; another worker saved something newer since."""
+    OLDER_MODE = enum.auto()
+    """The same, but only the permission bits differ."""
+    DAMAGED = enum.auto()
+    """Of the tag's time but not of its content, as a crash of the machine or a bad disk leaves it."""
+    CHANGED = enum.auto()
+    """Changed here since it was last restored or saved, or never was."""
+
+
+def standing(local: Local, item: Found, winner: Winner) -> Standing:
+    """How `item`, a path of the shared directories, stands to the entry that counts for it."""
+    seen = now()
+    content = local.content(item)
+    if content is None:
+        return Standing.CHANGED
+    counts = winner.content, winner.mode
+    if (content, item.mode) == counts or (item.path in _TOP and item.kind == "directory"):
+        if local.index.digests(item.path, item.signature) is None:
+            local.index.add(item.path, item.signature, (content, item.mode), seen=seen)
+        return Standing.SAME
+    if item.kind == "directory" and content != winner.content:
+        return Standing.OLDER if _unchanged_below(local, item.path) else Standing.CHANGED
+    if local.index.synced(item.path, (content, item.mode)):
+        return Standing.OLDER_MODE if content == winner.content else Standing.OLDER
+    if isinstance(winner.entry, File) and content != winner.content:
+        mtime = winner.entry.mtime
+        # To the nanosecond: nobody wrote here since it was restored. Whole seconds prove nothing, since some file
+        # systems know no others.
+        if item.kind == "file" and item.signature.mtime == mtime and mtime % _SECOND:
+            return Standing.DAMAGED
+    return Standing.CHANGED
+
+
+def _unchanged_below(local: Local, path: bytes) -> bool:
+    """Whether a directory holds nothing but what was restored or saved as it is."""
+    special: list[bytes] = []
+    found = scan(local.base, [path], skipped=lambda item, _: special.append(item))
+    return not special and all(
+        item.kind == "directory"
+        or (
+            (content := local.content(item)) is not None
+            and local.index.synced(item.path, (content, item.mode))
+        )
+        for item in found
+    )
+
+
+class Plan(NamedTuple):
+    """What a pull has to do in the shared directories."""
+
+    wanted: dict[bytes, Standing | None]
+    """In the order of the paths: what is missing here (None), or not as the tag has it and unchanged here."""
+    kept: list[bytes]
+    """What changed here and is left alone; what the tag has below it is not listed."""
+
+
+def plan(local: Local, winners: Mapping[bytes, Winner]) -> Plan:
+    """Hold every path of the union against what is here."""
+    wanted: dict[bytes, Standing | None] = {}
+    kept: list[bytes] = []
+    new: set[bytes] = set()
+    blocked: set[bytes] = set()
+    for path, winner in sorted(winners.items()):
+        parent = path.rpartition(b"/")[0]
+        if parent in blocked:
+            blocked.add(path)
+            continue
+        item = None if parent in new else look(local.base, path)
+        stands = None if item is None else standing(local, item, winner)
+        if stands is Standing.CHANGED:
+            kept.append(path)
+        elif stands is not Standing.SAME:
+            wanted[path] = stands
+        if isinstance(winner.entry, Directory) and (item is None or item.kind != "directory"):
+            (blocked if stands is Standing.CHANGED else new).add(path)
+    return Plan(wanted, kept)
+
+
+def changed_paths(
+    found: Sequence[Found], winners: Mapping[bytes, Winner], local: Local, *, synced: bool
+) -> set[bytes]:
+    """The scanned paths that the tag does not have as they are here, with the directories above them.
+
+    Where this root was last brought together with this very tag (`synced`), what is merely older here is none
+    of them.
+    """
+    new: set[bytes] = set()
+    linked: dict[tuple[int, int], list[bytes]] = {}
+    passed: set[bytes] = set()
+    for item in found:
+        if item.path.rpartition(b"/")[0] in passed:
+            passed.add(item.path)
+            continue
+        if item.links > 1 and item.kind == "file":
+            linked.setdefault((item.signature.device, item.signature.inode), []).append(item.path)
+        winner = winners.get(item.path)
+        if winner is None and item.path in _TOP:
+            continue
+        stands = Standing.CHANGED if winner is None else standing(local, item, winner)
+        if stands is Standing.CHANGED or (not synced and stands in (Standing.OLDER, Standing.OLDER_MODE)):
+            new.add(item.path)
+        elif stands is Standing.OLDER and item.kind == "directory":
+            passed.add(item.path)
+    for paths in linked.values():  # names of one file are saved together
+        if new.intersection(paths):
+            new.update(paths)
+    for path in list(new):
+        while path := path.rpartition(b"/")[0]:
+            new.add(path)
+    return new
