@@ -28,8 +28,10 @@ def command(result_file: Path, deadline: float | None) -> None:
     atomic.write_file(result_file, msgspec.json.encode(saved))
     if saved.pushed:
         console.note(
-            f"saved {saved.files:,} files, {console.megabytes(saved.bytes)} "
+            f"saved {console.counted(saved.files, 'file')}, {console.megabytes(saved.bytes)} "
             f"({console.megabytes(saved.transferred_bytes)} sent) to {saved.tag}"
         )
     if saved.unsaved:
-        console.warn(f"{len(saved.unsaved)} files were not saved in time, the first is {saved.unsaved[0]}")
+        console.warn(
+            f"not saved in time: {console.counted(len(saved.unsaved), 'file')}, the first is {saved.unsaved[0]}"
+        )

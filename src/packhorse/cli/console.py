@@ -188,3 +188,8 @@ def megabytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
     return f"{count:.0f} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 file", "41,398 files"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

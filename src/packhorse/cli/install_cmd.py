@@ -54,8 +54,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _table(done: InstallResult) -> str:
-    plural = "" if done.distributions == 1 else "s"
-    size = f"{done.distributions} distribution{plural}, {done.files:,} files, {console.megabytes(done.bytes)}"
+    size = f"{console.counted(done.distributions, 'distribution')}, {console.counted(done.files, 'file')}, {console.megabytes(done.bytes)}"
     if not done.installed:
         return f"Up to date: {size}."
     width = max((len(outcome.module) for outcome in done.imports), default=0)

@@ -45,7 +45,7 @@ def command(snapshot: str, threads: int) -> None:
         console.warn(f"{path} changed here and was left alone; the next push or backup saves it")
     if result.pulled:
         text = (
-            f"Pulled {' and '.join(result.pulled)}: {result.files:,} files, {console.megabytes(result.bytes)}, "
+            f"Pulled {' and '.join(result.pulled)}: {console.counted(result.files, 'file')}, {console.megabytes(result.bytes)}, "
             f"{console.megabytes(result.transferred_bytes)} fetched in {result.seconds:.1f} s.\n"
             f"Snapshot {result.snapshot}"
         )

@@ -41,7 +41,7 @@ def command(level: int) -> None:
         console.warn(f"{path} changed while it was read; the next push saves it")
     if result.pushed:
         text = (
-            f"Pushed {' and '.join(result.pushed)} to {result.tag}: {result.files:,} files, "
+            f"Pushed {' and '.join(result.pushed)} to {result.tag}: {console.counted(result.files, 'file')}, "
             f"{console.megabytes(result.bytes)}, {console.megabytes(result.transferred_bytes)} sent "
             f"in {result.seconds:.1f} s.\nSnapshot {result.snapshot}"
         )

@@ -43,9 +43,11 @@ def command(imports: bool) -> None:
 
         with console.progress() as progress:
             found.imports = check_imports(place.root, place.config, place.environ, progress)
-    added = f" {len(found.added):,} files in packages/ are not part of it." if found.added else ""
+    added = (
+        f" Not part of it: {console.counted(len(found.added), 'file')} in packages/." if found.added else ""
+    )
     console.result(
         found,
-        f"All {found.files:,} files ({console.megabytes(found.bytes)}) are as snapshot {found.snapshot[:12]} says.{added}"
+        f"All as snapshot {found.snapshot[:12]} says: {console.counted(found.files, 'file')} ({console.megabytes(found.bytes)}).{added}"
         + "".join(f"\nimport {outcome.module}: {outcome.seconds:.2f} s" for outcome in found.imports),
     )
