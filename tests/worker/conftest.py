@@ -109,7 +109,10 @@ def start(packhorse: Packhorse) -> Iterator[Start]:
 
     yield start
     for each in started:
-        each.process.send_signal(signal.SIGKILL)
+        each.process.send_signal(signal.SIGTERM)  # a supervisor that is killed leaves its child alone
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            each.process.wait(timeout=PATIENCE)
+        each.process.kill()
         each.process.wait()
         if each.process.stdout is not None:
             each.process.stdout.close()
