@@ -178,6 +178,20 @@ def test_a_restarted_worker_that_holds_its_environment_starts_without_its_store(
     assert "never-printed" not in alone.errors
 
 
+def test_after_a_restart_of_the_machine_what_was_never_flushed_is_not_trusted_without_the_store(
+    run: Callable[..., Outcome], root_path: Path
+) -> None:
+    run(*PRINT_VERSION)
+    shutil.rmtree(root_path)
+    assert run(*PRINT_VERSION).action == "pulled"
+    state = root_path / ".packhorse" / "state.json"
+    facts = json.loads(state.read_bytes())
+    state.write_text(json.dumps({**facts, "boot": "another"}))
+    refused = run(*PRINT_VERSION, env=NOWHERE)
+    assert refused.code == 125
+    assert "cannot be reached" in refused.errors
+
+
 def test_an_empty_worker_without_its_store_fails_or_installs_as_configured(
     run: Callable[..., Outcome], configured: Callable[..., None]
 ) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from packhorse.errors import IntegrityError, NoSuchSnapshotError, PackhorseError, StorageError
 from packhorse.progress import Progress
+from packhorse.root import boot_id
 from packhorse.transfer.pull import PullResult, Target, find, pull
 from packhorse.transfer.push import PushResult, push
 from packhorse.transfer.workplace import Workplace
@@ -102,10 +103,13 @@ class Boot:
             return not free
 
     def _fits(self, *, whole: bool = False) -> bool:
-        """Whether the root holds this configuration's packages (`whole`: and they are all that was configured)."""
+        """Whether the root holds this configuration's packages (`whole`: and no crash of the machine can have
+        taken bytes of them)."""
         state = self.place.root.state()
         if state.state != "complete":
             return not self.config.environment.configured and not whole
+        if whole and not state.durable and state.boot != boot_id():
+            return False
         return state.fingerprint == self.place.fingerprint
 
     def _pull(self, target: Target) -> PullResult:
