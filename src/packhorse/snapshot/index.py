@@ -34,7 +34,7 @@ class _Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     seen: int
     digests: bytes
     mode: int
-    coming: tuple[bytes, int] | None = None
+    coming: tuple[tuple[bytes, int], ...] = ()
 
 
 class _Stored(msgspec.Struct, array_like=True):
@@ -77,7 +77,7 @@ class Index:
     def synced(self, path: bytes, content: Content) -> bool:
         """Whether `path` had this content when it was last restored or saved (or was just being restored)."""
         record = self._files.get(path)
-        return record is not None and content in ((record.digests, record.mode), record.coming)
+        return record is not None and content in ((record.digests, record.mode), *record.coming)
 
     def add(self, path: bytes, signature: Signature, content: Content, *, seen: int) -> None:
         """Remember what was restored, saved, or found equal to what is stored; `seen` is when the signature was
@@ -90,9 +90,9 @@ class Index:
         self.add(path, signature, content, seen=signature.ctime + RACE + 1)
 
     def coming(self, path: bytes, content: Content) -> None:
-        """Remember that `path` is about to be restored; both contents count as restored until that is done."""
+        """Remember that `path` is about to be restored: old and new content count as restored until that is done."""
         record = self._files.get(path) or _Record(Signature(0, 0, 0, 0, 0), 0, b"", -1)
-        self._put(path, msgspec.structs.replace(record, coming=content))
+        self._put(path, msgspec.structs.replace(record, coming=(*record.coming, content)))
 
     def keep_only(self, prefix: bytes, paths: set[bytes]) -> None:
         """Forget what begins with `prefix` and is not among `paths`."""

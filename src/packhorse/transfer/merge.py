@@ -78,6 +78,8 @@ class Plan(NamedTuple):
 
     wanted: dict[bytes, Standing | None]
     """In the order of the paths: what is missing here (None), or not as the tag has it and unchanged here."""
+    same: set[bytes]
+    """What is here as the tag has it."""
     kept: list[bytes]
     """What changed here and is left alone; what the tag has below it is not listed."""
 
@@ -85,6 +87,7 @@ class Plan(NamedTuple):
 def plan(local: Local, winners: Mapping[bytes, Winner]) -> Plan:
     """Hold every path of the union against what is here."""
     wanted: dict[bytes, Standing | None] = {}
+    same: set[bytes] = set()
     kept: list[bytes] = []
     new: set[bytes] = set()
     blocked: set[bytes] = set()
@@ -97,11 +100,13 @@ def plan(local: Local, winners: Mapping[bytes, Winner]) -> Plan:
         stands = None if item is None else standing(local, item, winner)
         if stands is Standing.CHANGED:
             kept.append(path)
-        elif stands is not Standing.SAME:
+        elif stands is Standing.SAME:
+            same.add(path)
+        else:
             wanted[path] = stands
         if isinstance(winner.entry, Directory) and (item is None or item.kind != "directory"):
             (blocked if stands is Standing.CHANGED else new).add(path)
-    return Plan(wanted, kept)
+    return Plan(wanted, same, kept)
 
 
 def changed_paths(

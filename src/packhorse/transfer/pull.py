@@ -21,7 +21,7 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
-from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Manifest
+from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Hardlink, Manifest
 from packhorse.snapshot.reader import Tree, own_bytes
 from packhorse.snapshot.scan import Found, look, signature_of
 from packhorse.snapshot.writer import content_of, placed_by
@@ -134,7 +134,7 @@ class _Restore:
         self.state = root.state()
         self.result = PullResult(snapshot=target.snapshot.id, tag=target.tag)
         self.winners: dict[bytes, Winner] = {}
-        self.plan = Plan({}, [])
+        self.plan = Plan({}, set(), [])
 
     def run(self, threads: int) -> PullResult:
         packages = self._plan_packages()
@@ -160,7 +160,7 @@ class _Restore:
         if packages is not None:
             self.root.remove_retired()
             self._remember_packages(packages)
-        _Publication(self.local, self.winners, shared, self._keep).publish(self.plan.wanted)
+        _Publication(self.local, self.winners, shared, self.plan, self._keep).publish()
         self._record()
         return self.result
 
@@ -225,7 +225,11 @@ class _Restore:
             self._keep(path)
         wanted: dict[str, set[bytes]] = {}
         for path, stands in self.plan.wanted.items():
-            if stands is not Standing.OLDER_MODE and not isinstance(winners[path].entry, Directory):
+            if not (
+                stands is Standing.OLDER_MODE
+                or isinstance(winners[path].entry, Directory)
+                or _target_here(path, winners, self.plan)
+            ):
                 wanted.setdefault(winners[path].digest, set()).add(path)
         return {
             digest: Tree(self.root.staging / digest[:16], manifest, digest, wanted=wanted[digest])
@@ -316,15 +320,16 @@ class _Publication:
         local: Local,
         winners: Mapping[bytes, Winner],
         trees: Mapping[str, Tree],
+        plan: Plan,
         keep: Callable[[bytes], None],
     ) -> None:
-        self.local, self.winners, self.trees, self.keep = local, winners, trees, keep
+        self.local, self.winners, self.trees, self.plan, self.keep = local, winners, trees, plan, keep
         self.opened: dict[bytes, int] = {}
         """Directories that had to be made writable for a moment, and their mode bits."""
 
-    def publish(self, wanted: Mapping[bytes, Standing | None]) -> None:
-        """Bring the paths, parents first, unless they changed here meanwhile."""
-        index = self.local.index
+    def publish(self) -> None:
+        """Bring the wanted paths, parents first, unless they changed here meanwhile."""
+        index, wanted = self.local.index, self.plan.wanted
         for path in wanted:
             index.coming(path, self._content(path))
         index.save()  # a pull killed from here on leaves nothing that looks changed here
@@ -347,7 +352,10 @@ class _Publication:
                 os.chmod(self._at(path), self.winners[path].mode)
                 brought[path] = _size_and_time(self._at(path))
             elif stands is not Standing.SAME:
-                staged = self.trees[self.winners[path].digest].path(path)
+                staged = self._staged(path)
+                if staged is None:
+                    self.keep(path)
+                    continue
                 brought[path] = _size_and_time(staged)
                 self._writable(path, partial(self._put, path, staged, item))
         for path, mode in self.opened.items():
@@ -366,6 +374,19 @@ class _Publication:
 
     def _at(self, path: bytes) -> bytes:
         return os.path.join(self.local.base, path)
+
+    def _staged(self, path: bytes) -> bytes | None:
+        """Where the new content of `path` lies; None where the file that it is a name of changed meanwhile."""
+        target = _target_here(path, self.winners, self.plan)
+        if target is None:
+            return self.trees[self.winners[path].digest].path(path)
+        item = look(self.local.base, target)
+        if item is None or standing(self.local, item, self.winners[target]) is not Standing.SAME:
+            return None
+        self.local.root.staging.mkdir(exist_ok=True)
+        staged = os.fsencode(self.local.root.staging / "link")
+        os.link(self._at(target), staged, follow_symlinks=False)
+        return staged
 
     def _make_directory(self, path: bytes, before: Found | None) -> None:
         if before is not None:
@@ -396,6 +417,14 @@ class _Publication:
                 return False
             parent = parent.rpartition(b"/")[0]
         return True
+
+
+def _target_here(path: bytes, winners: Mapping[bytes, Winner], plan: Plan) -> bytes | None:
+    """The target of a hard link, if it is here as the link's own manifest has it."""
+    entry = winners[path].entry
+    if not isinstance(entry, Hardlink) or entry.target not in plan.same:
+        return None
+    return entry.target if winners[entry.target].digest == winners[path].digest else None
 
 
 def _size_and_time(path: bytes) -> tuple[int, int]:
