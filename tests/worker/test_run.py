@@ -532,6 +532,36 @@ def test_a_periodic_backup_does_not_use_up_the_time_of_the_last_one(
     assert _saved(packhorse, root_path, "model.bin")
 
 
+def test_sighup_which_many_servers_reload_on_ends_no_periodic_backup(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2"}
+    program = "signal.signal(1, lambda *a: say('reloaded')); say()\nwhile True: signal.pause()"
+    with held_back(model):
+        supervisor = start("run", "--status-file", file, *python(program), env=env)
+        supervisor.line()
+        child = status(file)["pid"]
+        until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])
+        supervisor.send(signal.SIGHUP)
+        assert supervisor.line() == "reloaded"
+    until(lambda: status(file)["backup"])
+    assert status(file)["backup"].get("files") == 1
+    model.write_bytes(b"more weights")
+    until(lambda: status(file)["backup"].get("bytes") == len(b"more weights"))
+
+
+@pytest.mark.parametrize("gone", ["models", ""])
+def test_a_command_that_removes_the_root_keeps_its_code(
+    packhorse: Packhorse, root_path: Path, gone: str
+) -> None:
+    done = packhorse("run", "-q", "--", "sh", "-c", f'rm -rf "{root_path / gone}"; exit 3', env=SAVING)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
 def test_a_backup_that_fails_is_told_but_the_commands_code_wins(
     packhorse: Packhorse, root_path: Path
 ) -> None:

@@ -116,6 +116,23 @@ def test_a_grandchild_left_behind_is_asked_to_end_and_then_killed(
     assert not alive(pid)
 
 
+def test_a_grandchild_left_behind_does_not_outlast_the_grace(start: Start) -> None:
+    program = (
+        """
+deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(1000)"
+subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True)
+"""
+        + DEAF
+    )
+    env = {"PACKHORSE_RUN_GRACE": "0.6", "PACKHORSE_RUN_STOP_TIMEOUT": "0.5"}
+    supervisor = start("run", *python(program), env=env)
+    assert {supervisor.line(), supervisor.line()} == {"1", "ready"}
+    before = time.monotonic()
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.wait() == 128 + signal.SIGKILL
+    assert time.monotonic() - before < 0.6 + 0.5  # without it, one second more
+
+
 def test_what_the_grandchildren_started_in_turn_is_ended_too(start: Start) -> None:
     program = "subprocess.Popen(['setsid', 'sh', '-c', 'sleep 1000 & echo $!; wait'])\ntime.sleep(0.3)"
     supervisor = start("run", *python(program))

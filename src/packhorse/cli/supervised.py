@@ -32,6 +32,7 @@ def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
     try:
         with supervisor.interruptible():
             loaded = context.load()
+            supervisor.grace = loaded.run.grace
             root = context.open_root(loaded)
         return action(
             Invocation(

@@ -61,12 +61,6 @@ class Invocation:
         """The command line of a process of packhorse's own."""
         return [sys.executable, "-c", _OWN, name, *arguments, *self.flags]
 
-    @property
-    def grace_ends(self) -> float | None:
-        """When (time.monotonic) everything must have ended; None while no SIGTERM arrived."""
-        terminated_at = self.supervisor.terminated_at
-        return None if terminated_at is None else terminated_at + self.config.run.grace
-
 
 class Status:
     """The status file, replaced at each change of phase."""
@@ -157,7 +151,8 @@ def _session(call: Invocation) -> Iterator[Session]:
     try:
         yield opened
     finally:
-        with contextlib.suppress(Stopped), supervisor.interruptible(call.grace_ends):
+        # Whatever goes wrong here, the next start cleans, and the command's code wins.
+        with contextlib.suppress(Stopped, OSError), supervisor.interruptible(supervisor.grace_ends):
             opened.close()
 
 
@@ -177,7 +172,10 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status) -> i
     result = opened.build / "boot.json"
     wanted = ["--snapshot", snapshot] if snapshot else []
     argv = call.own("boot", "--result", str(result), *wanted)
-    code = supervisor.run_own(argv, redirect.own(call.environ), on_signal)
+    try:
+        code = supervisor.run_own(argv, redirect.own(call.environ), on_signal)
+    except CannotStartError as error:
+        raise PackhorseError(error.what, error.remedy) from error  # it is not the command that cannot start
     status.facts["boot"] = _facts(result)
     if supervisor.stopped_by:
         return 128 + supervisor.stopped_by
@@ -246,6 +244,7 @@ class _Backups:
         self._result = opened.build / "backup.json"
         self._status = status
         self._running: Process | None = None
+        self._finishing = False
         self._hurried = False
         self._given_up = False
 
@@ -263,21 +262,25 @@ class _Backups:
         if not self._call.config.run.backup or (self._running is None and self._nothing_to_save()):
             return
         self._status.enter("backing-up")
+        self._finishing = True
         self._wait()
         while not self._given_up:
-            ends = self._call.grace_ends
+            ends = self._call.supervisor.grace_ends
             self._start_final(ends)
             self._wait()
-            if ends is not None or self._call.grace_ends is None:
+            if ends is not None or self._call.supervisor.grace_ends is None:
                 return
 
     def _nothing_to_save(self) -> bool:
         """Whether it is certain without a process of its own: a backup only ever adds, and there is nothing."""
         root = self._call.root
-        return not any(os.listdir(root.path / name) for name in self._call.config.run.backup)
+        try:
+            return not any(os.listdir(root.path / name) for name in self._call.config.run.backup)
+        except OSError:
+            return False
 
     def _start_periodic(self) -> None:
-        if self._running is None and not self._call.supervisor.stopped_by:
+        if self._running is None and not self._call.supervisor.stopping:
             self._start()
 
     def _start_final(self, ends: float | None) -> None:
@@ -312,18 +315,19 @@ class _Backups:
             process.send(signal.SIGTERM)
             supervisor.at(time.monotonic() + _IMPATIENCE, kill)
 
-        limited = (ends := self._call.grace_ends) is not None
+        limited = (ends := self._call.supervisor.grace_ends) is not None
         if ends is not None:
             supervisor.at(ends - _CLEANING, kill)
         supervisor.wait(process, on_signal)
+        self._hurried = False
         supervisor.end_leftovers(process, orphans=False)
 
     def _ended(self, code: int) -> None:
         self._running = None
         if not code:
             self._record("")
-        elif self._hurried:
-            self._hurried = False
+        elif self._hurried or (self._call.supervisor.stopping and not self._finishing):
+            pass  # ended by us, and another follows
         elif self._given_up:
             self._record("The backup was ended by a signal.")
         else:

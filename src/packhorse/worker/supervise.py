@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import resource
 import signal
@@ -32,6 +33,8 @@ _RESET = (
 LEFTOVER_PATIENCE = 1.0
 """Seconds from SIGTERM to SIGKILL for what the child left behind."""
 _KILL_PATIENCE = 5.0
+_KILLING = 0.3
+"""Seconds of the grace kept for killing what did not end by itself."""
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _LOWEST_INHERITED = 100  # a lock must not lie where a shell script says `exec 3>file`
 
@@ -76,8 +79,11 @@ class Supervisor:
     def __init__(self) -> None:
         self.stopped_by = 0
         """The first signal of ENDING that arrived, 0 for none."""
-        self.terminated_at: float | None = None
-        """When (time.monotonic) the first SIGTERM arrived."""
+        self.stopping = False
+        """Whether one of STOPPING arrived while the child ran."""
+        self.grace = math.inf
+        """Seconds after SIGTERM by which everything ends."""
+        self._terminated_at: float | None = None
         self._processes: dict[int, Process] = {}
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._on_signal: Callable[[int], None] = lambda number: None
@@ -154,22 +160,24 @@ class Supervisor:
     ) -> int:
         """Run the one process that all this is for; return its exit code (128 + n for signal n).
 
-        It gets the terminal and the signals that arrive here (those that end it go to all that runs beside it,
-        too). `stop_timeout` seconds after SIGTERM or SIGINT it is killed. What it leaves behind is ended before
-        this returns. `on_start` is called with its process id. Raises CannotStartError.
+        It gets the terminal and the signals that arrive here. SIGTERM and SIGINT end what runs beside it, too, and
+        `stop_timeout` seconds later it is killed. What it leaves behind is ended before this returns. `on_start`
+        is called with its process id. Raises CannotStartError.
         """
         child = self.start(argv, environ, keep=keep)
-        self._terminal.offer(child)
-        on_start(child.pid)
 
         def on_signal(number: int) -> None:
-            for process in list(self._processes.values()):
-                if process is child or number in ENDING:
-                    process.send(number)
+            child.send(number)
             if number in STOPPING:
+                self.stopping = True
+                for process in self._processes.values():
+                    if process is not child:
+                        process.send(signal.SIGTERM)
                 self.at(time.monotonic() + stop_timeout, lambda: child.send(signal.SIGKILL))
 
         try:
+            self._terminal.offer(child)
+            on_start(child.pid)
             return self.wait(child, on_signal)
         finally:
             self._terminal.take_back()
@@ -208,6 +216,8 @@ class Supervisor:
         """
         for number, patience in ((signal.SIGTERM, LEFTOVER_PATIENCE), (signal.SIGKILL, _KILL_PATIENCE)):
             until = time.monotonic() + patience
+            if number == signal.SIGTERM and self.grace_ends is not None:
+                until = min(until, self.grace_ends - _KILLING)
             told: set[int] = set()
             while (left := self._leftovers(process.pid, orphans)) and time.monotonic() < until:
                 for pid in left - told if number == signal.SIGTERM else left:
@@ -228,6 +238,11 @@ class Supervisor:
         return found
 
     # --- signals and timers ---
+
+    @property
+    def grace_ends(self) -> float | None:
+        """When (time.monotonic) everything must have ended; None while no SIGTERM arrived."""
+        return None if self._terminated_at is None else self._terminated_at + self.grace
 
     def at(self, due: float, action: Callable[[], None]) -> None:
         """Call `action` at the time `due` (time.monotonic), or as soon as somebody waits after it."""
@@ -267,8 +282,8 @@ class Supervisor:
     def _note(self, number: int) -> None:
         if number in ENDING and not self.stopped_by:
             self.stopped_by = number
-        if number == signal.SIGTERM and self.terminated_at is None:
-            self.terminated_at = time.monotonic()
+        if number == signal.SIGTERM and self._terminated_at is None:
+            self._terminated_at = time.monotonic()
 
     def _serve(self, until: float | None = None) -> None:
         """Wait for one signal, the next timer or `until`, and serve what is due."""
@@ -304,10 +319,12 @@ class Supervisor:
             if pid == 0:
                 return
             process = self._processes.get(pid)
-            if process is None:
-                continue  # an orphan
             if os.WIFSTOPPED(status):
-                self._terminal.stopped(process, os.WSTOPSIG(status))
+                if process is not None:
+                    self._terminal.stopped(process, os.WSTOPSIG(status))
+                continue
+            if process is None:  # an orphan
+                self._strangers.discard(pid)
                 continue
             del self._processes[pid]
             code = os.waitstatus_to_exitcode(status)
