@@ -119,13 +119,20 @@ def start(packhorse: Packhorse) -> Iterator[Start]:
 
 
 def python(program: str) -> tuple[str, ...]:
-    """The command of a child that runs a program; `say` prints a line at once, also from a signal handler."""
-    return (
-        "--",
-        sys.executable,
-        "-c",
-        f"import os, signal, subprocess, sys, time\ndef say(*a): os.write(1, (' '.join(map(str, a)) + '\\n').encode())\n{program}",
-    )
+    """The command of a child that runs a program.
+
+    In it `say` prints a line at once, and `taking(...)` holds signals back for `take`, so that none comes between
+    a look and a wait, where a Python handler would not see it.
+    """
+    return ("--", sys.executable, "-c", _PREAMBLE + program)
+
+
+_PREAMBLE = r"""
+import os, signal, subprocess, sys, time
+def say(*words): os.write(1, (" ".join(map(str, words)) + "\n").encode())
+def taking(*numbers): signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+def take(*numbers): return signal.Signals(signal.sigwait(numbers)).name
+"""
 
 
 def status(file: Path) -> dict[str, Any]:

@@ -172,13 +172,13 @@ def test_what_a_crash_left_is_cleaned_before_the_command_runs(packhorse: Packhor
 
 def test_two_runs_and_an_exec_share_a_root(start: Start, root_path: Path) -> None:
     program = """
+taking(15)
 open(os.path.join(os.environ["TMPDIR"], "mine"), "w").close()
 say(os.environ["TMPDIR"])
-signal.sigwait([15])
+take(15)
 say(os.listdir(os.environ["TMPDIR"]))
 """
-    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [15])"
-    started = [start(command, *python(blocked + program)) for command in ("run", "run", "exec")]
+    started = [start(command, *python(program)) for command in ("run", "run", "exec")]
     assert len({each.line() for each in started}) == 3
     for each in started:
         each.send(signal.SIGTERM)
@@ -242,7 +242,8 @@ def test_a_signal_ends_the_wait_for_packages_that_are_being_exchanged(
 
 def test_the_status_file_follows_the_phases(packhorse: Packhorse) -> None:
     file = packhorse.directory / "status.json"
-    done = packhorse("run", "--status-file", file, "--", "sh", "-c", f"cat {file}; echo $$ >&2; exit 3")
+    program = f"until grep -q running {file}; do :; done; cat {file}; echo $$ >&2; exit 3"
+    done = packhorse("run", "--status-file", file, "--", "sh", "-c", program)
     running, ended = json.loads(done.stdout), status(file)
     assert (running["phase"], running["exit_code"]) == ("running", None)
     assert running["pid"] == int(done.stderr.splitlines()[-1])
@@ -514,11 +515,11 @@ def test_a_periodic_backup_does_not_use_up_the_time_of_the_last_one(
     model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2", "PACKHORSE_RUN_GRACE": "60"}
-    program = "signal.signal(10, lambda *a: os._exit(3)); say()\nwhile True: signal.pause()"
+    program = "taking(10); say(); take(10); sys.exit(3)"
     with held_back(model):
         supervisor = start("run", "--status-file", file, *python(program), env=env)
         supervisor.line()
-        child = status(file)["pid"]
+        child = until(lambda: status(file)["pid"])
         periodic = until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])[0]
         if ended_by == signal.SIGINT:
             supervisor.send(signal.SIGUSR1)
@@ -539,11 +540,11 @@ def test_sighup_which_many_servers_reload_on_ends_no_periodic_backup(
     model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2"}
-    program = "signal.signal(1, lambda *a: say('reloaded')); say()\nwhile True: signal.pause()"
+    program = "taking(1); say()\nwhile take(1): say('reloaded')"
     with held_back(model):
         supervisor = start("run", "--status-file", file, *python(program), env=env)
         supervisor.line()
-        child = status(file)["pid"]
+        child = until(lambda: status(file)["pid"])
         until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])
         supervisor.send(signal.SIGHUP)
         assert supervisor.line() == "reloaded"

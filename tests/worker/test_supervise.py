@@ -11,13 +11,11 @@ import pytest
 from tests.worker.conftest import Start, alive, ephemeral, python, until
 
 OBEDIENT = """
-def on_signal(number, frame):
-    say("got", signal.Signals(number).name)
-    sys.exit(7)
-for number in (1, 2, 3, 10, 12, 15, 28):
-    signal.signal(number, on_signal)
+numbers = (1, 2, 3, 10, 12, 15, 28)
+taking(*numbers)
 say("ready")
-while True: signal.pause()
+say("got", take(*numbers))
+sys.exit(7)
 """
 
 DEAF = """
@@ -53,9 +51,9 @@ def test_a_child_that_ignores_the_signal_is_killed_after_the_stop_timeout(
 
 def test_signals_that_do_not_end_a_child_leave_it_its_time(start: Start) -> None:
     program = """
-signal.pthread_sigmask(signal.SIG_BLOCK, [10])
+taking(10)
 say("ready")
-signal.sigwait([10])
+take(10)
 say("usr1")
 time.sleep(0.5)
 say("still here")
@@ -70,10 +68,9 @@ say("still here")
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start: Start) -> None:
     program = """
 say(signal.getsignal(1) == signal.SIG_IGN)
-signal.signal(1, lambda *a: say("got SIGHUP"))
-signal.signal(10, lambda *a: sys.exit(0))
+taking(1, 10)
 say("ready")
-while True: signal.pause()
+while (name := take(1, 10)) != "SIGUSR1": say("got", name)
 """
     supervisor = start("run", *python(program), before=("nohup",))
     assert [supervisor.line(), supervisor.line()] == ["True", "ready"]
@@ -95,7 +92,7 @@ def test_the_child_starts_with_the_signals_of_a_fresh_process(start: Start) -> N
 LEAVES_BEHIND = """
 behind = subprocess.Popen(
     [sys.executable, "-c", "import signal, sys, time\\n"
-     "signal.signal(15, {on_term})\\nprint('ready', flush=True)\\ntime.sleep(1000)"],
+     "signal.signal(15, {on_term})\\nprint('ready', flush=True)\\nwhile True: time.sleep(0.01)"],
     start_new_session={own_session})
 say(behind.pid)
 time.sleep(0.3)
