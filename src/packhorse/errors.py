@@ -54,6 +54,9 @@ class StorageError(PackhorseError):
     exit_code = 6
 
 
+MEND = "`packhorse push --repair` from a root that still has this mends it; else use another snapshot."
+"""The remedy for objects of a store that are corrupt or gone."""
+
 # What `run` and `exec` answer when it is packhorse that failed, not the command (as docker does).
 EXIT_SUPERVISOR = 125
 EXIT_CANNOT_EXECUTE = 126

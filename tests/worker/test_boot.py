@@ -157,7 +157,7 @@ def test_a_snapshot_of_other_requirements_is_refused_with_the_reason(
     configured("tiny==2.0", run='on-missing = "fail"')
     refused = run(*PRINT_VERSION, root="another")
     assert refused.code == 125
-    assert "none made of these requirements" in refused.errors
+    assert "no snapshot made of these requirements" in refused.errors
 
 
 NOWHERE = {
@@ -218,6 +218,21 @@ def test_a_corrupt_snapshot_fails_or_is_installed_anew_as_configured(
     configured(run='on-restore-failure = "install"')
     installed = run(*PRINT_VERSION)
     assert (installed.code, installed.output, installed.action) == (0, "1.0\n", "installed"), installed.errors
+    another = run(*PRINT_VERSION, root="another")
+    assert (another.code, another.output, another.action) == (0, "1.0\n", "pulled"), another.errors
+
+
+def test_a_tag_with_shared_files_only_has_no_packages_to_restore(
+    run: Callable[..., Outcome], configured: Callable[..., None], tmp_path: Path
+) -> None:
+    run("sh", "-c", 'echo x > "$PACKHORSE_ROOT/models/x"')
+    shutil.rmtree(tmp_path / "store" / "tags" / "main" / "packages")
+    configured(run='on-missing = "fail"')
+    refused = run(*PRINT_VERSION, root="another")
+    assert refused.code == 125
+    assert "no packages" in refused.errors
+    configured()
+    assert run(*PRINT_VERSION, root="another").action == "installed"
 
 
 def test_what_a_child_adds_to_models_is_saved_when_it_ends(

@@ -102,7 +102,9 @@ def _outcome(words: list[str], supervisor: bool) -> int:
             console.want_json_if_asked(words)
         context = getattr(error, "ctx", None)
         helps = context.command_path if context is not None else "packhorse"
-        console.show_error(ConfigError(error.format_message(), f"`{helps} --help` shows what is allowed."), code)
+        console.show_error(
+            ConfigError(error.format_message(), f"`{helps} --help` shows what is allowed."), code
+        )
         return code
     except PackhorseError as error:
         console.show_error(error, EXIT_SUPERVISOR if supervisor else error.exit_code)

@@ -13,8 +13,13 @@ from packhorse.cli import console, context
 @click.option(
     "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="Compression level of zstd."
 )
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Send everything, also what the store seems to have: mends corrupt objects.",
+)
 @console.shared_options
-def command(level: int) -> None:
+def command(level: int, repair: bool) -> None:
     """Save the packages, models and other persistent files of the root under the tag.
 
     What the store already has is not sent again.
@@ -36,6 +41,7 @@ def command(level: int) -> None:
             directories=PERSISTENT,
             exclude=place.config.run.exclude,
             level=level,
+            repair=repair,
         )
     for path in result.unsaved:
         console.warn(f"{path} changed while it was read; the next push saves it")
@@ -45,6 +51,8 @@ def command(level: int) -> None:
             f"{console.megabytes(result.bytes)}, {console.megabytes(result.transferred_bytes)} sent "
             f"in {result.seconds:.1f} s.\nSnapshot {result.snapshot}"
         )
+    elif not result.snapshot:
+        text = f"There is nothing to save: {place.root.path} is empty, and so is the tag {result.tag}."
     else:
         text = f"Nothing has changed: {result.tag} already holds this.\nSnapshot {result.snapshot}"
     console.result(result, text)

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from blake3 import blake3
 
-from packhorse.errors import IntegrityError, PackhorseError
+from packhorse.errors import MEND, IntegrityError, PackhorseError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -107,7 +107,7 @@ def decompress(stored: Bytes, codec: int, stored_digest: bytes, digest: bytes, l
     if digest_of(stored) != stored_digest:
         raise IntegrityError(
             f"A frame of the snapshot is corrupt: its stored bytes do not have the digest {stored_digest.hex()[:12]}.",
-            "Pull again; if it stays, push this environment again from a machine that has it.",
+            MEND,
         )
     if codec == RAW:
         raw: Bytes = stored
@@ -137,7 +137,7 @@ def _decompressed(stored: Bytes, most: int) -> bytes:
 def _wrong(digest: bytes) -> IntegrityError:
     return IntegrityError(
         f"A frame of the snapshot is corrupt: its content does not have the digest {digest.hex()[:12]}.",
-        "Push this environment again from a machine that has it.",
+        MEND,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from packhorse.errors import IntegrityError
+from packhorse.errors import MEND, IntegrityError
 from packhorse.root import SHARED
 from packhorse.snapshot.frames import (
     LARGE_FILE,
@@ -149,7 +149,7 @@ def decode_manifest(stored: bytes, digest: str, kind: Kind) -> Manifest:
     if digest_of(raw).hex() != digest:
         raise IntegrityError(
             f"The manifest {digest[:12]} does not have the content that its name promises.",
-            "The store's copy is corrupt: restore it, or push this environment again.",
+            MEND,
         )
     manifest = _decoded(raw, Manifest)
     if manifest.kind != kind:
@@ -164,7 +164,7 @@ def decode_placement(stored: bytes, manifest: Manifest, digest: str) -> Placemen
     if placement.manifest.hex() != digest or placement.frames != manifest.frames:
         raise IntegrityError(
             f"A placement of manifest {digest[:12]} belongs to another one.",
-            "The store's copy is corrupt: push this environment again.",
+            MEND,
         )
     return placement
 
@@ -212,9 +212,7 @@ def _decoded(raw: bytes, kind: type[_D]) -> _D:
 
 
 def _malformed(why: str) -> IntegrityError:
-    return IntegrityError(
-        f"The snapshot is malformed: {why}.", "The store's copy is corrupt: push this environment again."
-    )
+    return IntegrityError(f"The snapshot is malformed: {why}.", MEND)
 
 
 def _check(manifest: Manifest) -> None:

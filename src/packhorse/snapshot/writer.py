@@ -7,6 +7,7 @@ while it was read, or was not read in time, is named and left out. Knows no netw
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import time
@@ -41,6 +42,9 @@ PACK = 16 << 20
 
 Sink: TypeAlias = Callable[[str, memoryview], None]
 """Takes a full pack: its name and content."""
+
+
+_HOLE = bytes(frames.PIECE)
 
 
 class Placed(NamedTuple):
@@ -94,7 +98,9 @@ def content_on_disk(path: bytes, size: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return b"".join(
-            frames.digest_of(os.pread(descriptor, span.length, span.offset))
+            frames.ZEROS
+            if span.length == frames.PIECE and _is_hole(descriptor, span)
+            else frames.digest_of(os.pread(descriptor, span.length, span.offset))
             for [span] in frames.cut([(path, size)])
         )
     finally:
@@ -232,7 +238,7 @@ def write(
                 part = part.ljust(span.length, b"\0")[: span.length]
             parts.append(part)
         raw = parts[0] if len(parts) == 1 else b"".join(parts)
-        digest = frames.digest_of(raw)
+        digest = frames.ZEROS if raw is _HOLE else frames.digest_of(raw)
         member_digests = [digest] if len(spans) == 1 else [frames.digest_of(part) for part in parts]
         if digest in existing or digest in packed:
             return _Job(digest, len(raw), member_digests, 0, None, b"", torn)
@@ -243,7 +249,10 @@ def write(
     late: set[int] = set()
     with ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool:
         jobs: deque[tuple[list[Span], Future[_Job]]] = deque()
-        for spans in frames.cut([(item.path, item.signature.size) for item in files]):
+        cut = frames.cut([(item.path, item.signature.size) for item in files])
+        if deadline is not None:  # the many small files first, whatever becomes of the large ones
+            cut = iter(sorted(cut, key=lambda spans: files[spans[0].file].signature.size >= LARGE_FILE))
+        for spans in cut:
             if deadline is not None and time.monotonic() >= deadline:
                 late.update(span.file for span in spans)
                 continue
@@ -297,13 +306,22 @@ def _drain(jobs: deque[tuple[list[Span], Future[_Job]]], collect: Callable[[list
 
 
 def _read_span(base: bytes, item: Found, span: Span) -> bytes:
-    """The bytes of a span, or fewer where the file is no longer the one that was scanned."""
+    """The bytes of a span (_HOLE for a piece that is one), or fewer where the file is no longer the one that was scanned."""
     descriptor = os.open(os.path.join(base, item.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        part = os.pread(descriptor, span.length, span.offset)
+        is_hole = span.length == frames.PIECE and _is_hole(descriptor, span)
+        part = _HOLE if is_hole else os.pread(descriptor, span.length, span.offset)
         return part if signature_of(os.fstat(descriptor)) == item.signature else b""
     finally:
         os.close(descriptor)
+
+
+def _is_hole(descriptor: int, span: Span) -> bool:
+    """Whether nothing was ever written there (lseek(2), SEEK_DATA)."""
+    try:
+        return os.lseek(descriptor, span.offset, os.SEEK_DATA) >= span.offset + span.length
+    except OSError as error:
+        return error.errno == errno.ENXIO  # nothing from there to the end
 
 
 def _entry(

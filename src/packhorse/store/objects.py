@@ -18,7 +18,7 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from packhorse.config import Storage
-from packhorse.errors import IntegrityError, NoSpaceError, PackhorseError, StorageError
+from packhorse.errors import MEND, IntegrityError, NoSpaceError, PackhorseError, StorageError
 from packhorse.snapshot.frames import LARGEST_DOCUMENT
 from packhorse.store import credentials
 
@@ -80,7 +80,7 @@ class Store:
             if found.meta["size"] > LARGEST_DOCUMENT:
                 raise IntegrityError(
                     f"The object {key} of {self.url} is {found.meta['size'] / 1e6:,.0f} MB long, too long for a document.",
-                    "The store's copy is corrupt: push this environment again.",
+                    MEND,
                 )
             return bytes(found.bytes())
 
@@ -185,7 +185,7 @@ class _told:  # noqa: N801 - reads as a verb
 def _cut_short(url: str, key: str) -> IntegrityError:
     return IntegrityError(
         f"The object {key} of {url} is shorter than it should be.",
-        "Push this environment again, or use another snapshot.",
+        MEND,
     )
 
 
@@ -201,7 +201,7 @@ def _translated(url: str, key: str, error: BaseException) -> PackhorseError:
         return NoSpaceError(
             f"There is no space left in the store {url}.", "Free some space, or choose another store."
         )
-    if reason == "NoSuchBucket":
+    if reason in ("NoSuchBucket", "ContainerNotFound"):
         return StorageError(f"The bucket of {url} does not exist.", "Create it, or correct storage.url.")
     if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
         return NotFoundError(f"There is no object {key} in {url}.", "Check storage.url.")

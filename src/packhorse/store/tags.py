@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from packhorse.errors import IntegrityError, NoSuchSnapshotError
+from packhorse.errors import MEND, IntegrityError, NoSuchSnapshotError
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import digest_of
 from packhorse.snapshot.manifest import Manifest, Placement
@@ -172,7 +172,13 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
     if digest_of(body).hex() != snapshot:
         raise IntegrityError(f"The document of snapshot {snapshot[:12]} is corrupt.", "Use another snapshot.")
     try:
-        return msgspec.json.decode(body, type=SnapshotFacts)
+        facts = msgspec.json.decode(body, type=SnapshotFacts)
+        if facts.format != documents.FORMAT:
+            raise IntegrityError(
+                f"The snapshot {snapshot[:12]} is written in format {facts.format}, which this packhorse does not know.",
+                "Install a newer packhorse.",
+            )
+        return facts
     except msgspec.DecodeError as error:
         raise IntegrityError(
             f"The document of snapshot {snapshot[:12]} cannot be read.", "It may need a newer packhorse."
@@ -250,5 +256,5 @@ def put_placement(store: Store, placement: Placement) -> int:
 def _missing(what: str, digest: str) -> IntegrityError:
     return IntegrityError(
         f"The {what} of {digest[:12]} is missing from the store.",
-        "Push this environment again, or use another snapshot.",
+        MEND,
     )

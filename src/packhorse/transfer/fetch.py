@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from packhorse.errors import IntegrityError
+from packhorse.errors import MEND, IntegrityError
 from packhorse.progress import Progress
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Frame
@@ -105,7 +105,7 @@ def _key(job: Job) -> str:
 def _missing(job: Job) -> IntegrityError:
     return IntegrityError(
         f"The pack {job.placed.pack[:12]} is missing from the store.",
-        "Push this environment again, or use another snapshot.",
+        MEND,
     )
 
 

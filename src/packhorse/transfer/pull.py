@@ -7,7 +7,6 @@ over one that changed here, and that a killed pull goes on where it was.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -32,6 +31,7 @@ from packhorse.transfer.fetch import THREADS, Job, fetch
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import Plan, Standing, plan, standing
 from packhorse.transfer.union import Winner, union
+from packhorse.watch.memory import peak
 
 MARGIN = 64 << 20
 """Bytes of the root's disk that a pull leaves free beside what it writes."""
@@ -83,8 +83,8 @@ def find(
     if packages and not own:
         worker = interpreter()
         raise NoSuchSnapshotError(
-            f"The tag {tag} has {len(packages)} snapshots, but none made of these requirements for Python "
-            f"{worker.version} on {worker.platform}.",
+            f"The tag {tag} has no snapshot made of these requirements for Python {worker.version} on "
+            f"{worker.platform}; of others it has {len(packages)}.",
             "`packhorse install` and `packhorse push` make one.",
         )
     shared = [entry for entry in entries if entry.part == "shared"]
@@ -112,7 +112,7 @@ def pull(
         restore = _Restore(root, store, target, interpreter, progress, warn)
         result = restore.run(threads)
     result.seconds = time.monotonic() - started
-    result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result.peak_rss_bytes = peak()
     return result
 
 

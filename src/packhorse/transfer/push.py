@@ -7,7 +7,6 @@ one; that what the store has is not sent again; and that a backup only ever adds
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +37,7 @@ from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import changed_paths
 from packhorse.transfer.union import union
+from packhorse.watch.memory import peak
 
 
 class PushResult(msgspec.Struct):
@@ -72,9 +72,17 @@ class _Push:
     """One push on its way."""
 
     def __init__(
-        self, root: Root, store: Store, tag: str, progress: Progress, warn: Callable[[str], None]
+        self,
+        root: Root,
+        store: Store,
+        tag: str,
+        progress: Progress,
+        warn: Callable[[str], None],
+        *,
+        repair: bool,
     ) -> None:
         self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
+        self.repair = repair
         self.local = Local(root)
         self.source = source_of(store, tag)
         self.synced: bool | None = None
@@ -84,7 +92,7 @@ class _Push:
         """The packages, if the tag turned out to have them already."""
         everything = tags.read_tags(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
-        self.existing = _Existing(store, everything)
+        self.existing = _Existing(store, [] if repair else everything)
         self.uploader = _Uploader(store)
         self.result = PushResult(snapshot="", tag=tag)
 
@@ -98,7 +106,8 @@ class _Push:
         known = self.local.cached(state.manifest, "packages") if state.manifest else None
         newest = newest_packages(self.mine, state.fingerprint)
         if (
-            known is not None
+            not self.repair
+            and known is not None
             and newest
             and newest.digest == state.manifest
             and self.local.equals(found, known)
@@ -138,7 +147,7 @@ class _Push:
         )
         part = self._part("packages", manifest, written.placed)
         self._count(manifest)
-        if newest is not None and newest.digest == part.digest:
+        if newest is not None and newest.digest == part.digest and not self.repair:
             self.known = [part]
             self.local.keep(part.digest, part.stored)
             return []
@@ -158,6 +167,11 @@ class _Push:
         present = union((entry.stamp, entry.digest, manifests[entry.digest]) for entry in listed)
         folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
         new = changed_paths(found, present, self.local, synced=self.synced)
+        if self.repair:
+            for digest, manifest in manifests.items():
+                self.store.put(f"manifests/{digest}", documents.encode(manifest)[1])
+            if any(item.kind != "directory" for item in found):
+                new = {item.path for item in found}
         if not new:
             return folded
         chosen = [item for item in found if item.path in new]
@@ -178,9 +192,9 @@ class _Push:
         frames_used, entries = _with_used_frames(written)
         if self.result.unsaved and all(isinstance(entry, documents.Directory) for entry in entries):
             return folded
-        manifest = Manifest(kind="shared", frames=frames_used, entries=entries)
-        self._count(manifest)
-        return [self._part("shared", manifest, written.placed), *folded]
+        added = Manifest(kind="shared", frames=frames_used, entries=entries)
+        self._count(added)
+        return [self._part("shared", added, written.placed), *folded]
 
     def _folded(self, listed: Sequence[TagEntry], manifest: Manifest) -> list[_Part]:
         """The part that replaces `listed`, unless the store does not tell where all of its frames lie."""
@@ -237,7 +251,7 @@ class _Push:
             held = tuple(each for each in shared if each[1] in state.shared)
             self.local.record_synced(Synced(self.source, held))
         self.root.record(msgspec.structs.replace(state, snapshot=snapshot.id))
-        self.result.snapshot = snapshot.id
+        self.result.snapshot = snapshot.id if together else ""
         self.result.pushed = [part.part for part in parts if not part.absorbed]
 
     def _name_what_others_added(self, together: Sequence[TagEntry], fingerprint: str) -> None:
@@ -276,8 +290,10 @@ def push(
     exclude: Sequence[str] = (),
     level: int = frames.DEFAULT_LEVEL,
     deadline: float | None = None,
+    repair: bool = False,
 ) -> PushResult:
-    """Save `directories` of the root under `tag`.
+    """Save `directories` of the root under `tag`. With `repair` everything is sent, also what the store seems to
+    have: under the same names, so that corrupt or lost objects are there again.
 
     `interpreter` tells what made packages that no install recorded; `exclude` are patterns of shared files that
     are never saved. At `deadline` (time.monotonic) what is completely stored is tagged and the rest named in
@@ -291,7 +307,7 @@ def push(
             raise PackhorseError(
                 f"The last pull into {root.path} was not finished.", "Run `packhorse pull` first."
             )
-        run = _Push(root, store, tag, progress, warn)
+        run = _Push(root, store, tag, progress, warn, repair=repair)
         parts: list[_Part] = []
         try:
             if "packages" in directories:
@@ -310,7 +326,7 @@ def push(
     result = run.result
     result.transferred_bytes = run.uploader.bytes
     result.seconds = time.monotonic() - started
-    result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result.peak_rss_bytes = peak()
     return result
 
 

@@ -76,13 +76,22 @@ class Boot:
             return self._instead(error, snapshot)
         if target is None:
             return self._install()
+        if self._lacks_packages(target, snapshot) and self.config.run.on_missing == "fail":
+            raise NoSuchSnapshotError(
+                f"The tag {self.config.storage.tag} has shared files, but no packages.",
+                "`packhorse install` and `packhorse push` make a snapshot.",
+            )
         try:
             pulled = self._pull(target)
         except (IntegrityError, StorageError) as error:
             return self._instead(error, snapshot)
-        if self.config.environment.configured and not snapshot and not target.snapshot.packages:
-            return self._install()  # the tag has shared files only
+        if self._lacks_packages(target, snapshot):
+            return self._install()
         return BootFacts("pulled" if pulled.pulled else "unchanged", pulled.snapshot, pull=pulled)
+
+    def _lacks_packages(self, target: Target, snapshot: str) -> bool:
+        """Whether a tag that is asked for packages has shared files only."""
+        return self.config.environment.configured and not snapshot and not target.snapshot.packages
 
     def _target(self, snapshot: str) -> Target | None:
         try:
@@ -132,13 +141,11 @@ class Boot:
         ):
             raise error
         self.warn(f"{error.what} Installing instead, as run.on-restore-failure says.")
-        return self._install(leased=False)
+        return self._build(repair=isinstance(error, IntegrityError))
 
-    def _install(self, *, leased: bool = True) -> BootFacts:
+    def _install(self) -> BootFacts:
         if not self.config.environment.configured:
             return BootFacts("nothing")
-        if not leased:
-            return self._build()
         from packhorse.store.leases import Lease
 
         tag = self.config.storage.tag
@@ -158,12 +165,13 @@ class Boot:
         except StorageError as error:
             return self._instead(error, "")
 
-    def _build(self) -> BootFacts:
+    def _build(self, *, repair: bool = False) -> BootFacts:
         """Install, then push; an environment that cannot be saved still serves this worker."""
         from packhorse.install.environment import install
 
         tag = self.config.storage.tag
-        self.note(f"{tag} has no snapshot of this environment: installing it")
+        if not repair:
+            self.note(f"{tag} has no snapshot of this environment: installing it")
         install(self.place.root, self.config, self.place.environ, self.progress, self.note)
         facts = BootFacts("installed")
         try:
@@ -175,6 +183,7 @@ class Boot:
                 progress=self.progress,
                 warn=self.warn,
                 exclude=self.config.run.exclude,
+                repair=repair,
             )
             facts.snapshot = facts.push.snapshot
         except StorageError as error:
