@@ -1,0 +1,51 @@
+"""Mending a store: a push that trusts nothing it finds there; and pushes with nothing to say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.conftest import Packhorse
+
+
+@pytest.fixture
+def filled(packhorse: Packhorse, root_path: Path, tmp_path: Path) -> list[str]:
+    """The flags of a root that is pushed: packages and a model."""
+    flags = ["--root", str(root_path), "--store", (tmp_path / "store").as_uri()]
+    packhorse("status", *flags)
+    (root_path / "packages" / "module.py").write_text("VALUE = 1\n")
+    (root_path / "models" / "weights").write_bytes(bytes(range(256)) * 100)
+    assert packhorse("push", *flags).returncode == 0
+    return flags
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "lost"])
+@pytest.mark.parametrize("kind", ["packs", "manifests", "placements"])
+def test_a_push_with_repair_mends_what_is_corrupt_or_lost(
+    kind: str, damage: str, packhorse: Packhorse, filled: list[str], tmp_path: Path
+) -> None:
+    for file in [file for file in (tmp_path / "store" / kind).rglob("*") if file.is_file()]:
+        if damage == "corrupt":
+            file.write_bytes(bytes(reversed(file.read_bytes())))
+        else:
+            file.unlink()
+    elsewhere = ["--root", str(tmp_path / "another"), *filled[2:]]
+    assert packhorse("pull", *elsewhere).returncode == 4
+    assert packhorse("push", *filled).returncode == 0
+    assert packhorse("pull", *elsewhere).returncode == 4  # a plain push believes the store
+    mended = packhorse("push", "--repair", *filled)
+    assert mended.returncode == 0, mended.stderr
+    pulled = packhorse("pull", *elsewhere)
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "another" / "packages" / "module.py").read_text() == "VALUE = 1\n"
+    assert (tmp_path / "another" / "models" / "weights").read_bytes() == bytes(range(256)) * 100
+
+
+def test_an_empty_root_has_nothing_to_save_and_names_no_snapshot(
+    packhorse: Packhorse, root_path: Path, tmp_path: Path
+) -> None:
+    flags = ["--root", str(root_path), "--store", (tmp_path / "store").as_uri()]
+    assert json.loads(packhorse("push", "--json", *flags).stdout)["snapshot"] == ""
+    assert "nothing to save" in packhorse("push", *flags).stdout
+    assert json.loads(packhorse("snapshots", "--json", *flags).stdout) == {"snapshots": []}
