@@ -81,12 +81,12 @@ def listing(base: Path) -> dict[bytes, tuple[Any, ...]]:
     """All that a snapshot promises to bring back of a tree, by path: type, mode, mtime, content, and which names
     are one file."""
     found: dict[bytes, tuple[Any, ...]] = {}
-    first: dict[int, bytes] = {}
+    inodes: dict[int, list[bytes]] = {}
     top = os.fsencode(base)
     pending = [b""]
     while pending:
         below = pending.pop()
-        for name in sorted(os.listdir(os.path.join(top, below))):
+        for name in os.listdir(os.path.join(top, below)):
             path = os.path.join(below, name)
             whole = os.path.join(top, path)
             status = os.lstat(whole)
@@ -96,10 +96,10 @@ def listing(base: Path) -> dict[bytes, tuple[Any, ...]]:
                 found[path] = ("directory", status.st_mode & 0o7777, status.st_mtime_ns)
                 pending.append(path)
             else:
+                inodes.setdefault(status.st_ino, []).append(path)
                 with open(whole, "rb") as file:
-                    content = file.read()
-                found[path] = ("file", status.st_mode & 0o7777, status.st_mtime_ns, content)
-                found[path] += (
-                    min(first.setdefault(status.st_ino, path), path) if status.st_nlink > 1 else b"",
-                )
+                    found[path] = ("file", status.st_mode & 0o7777, status.st_mtime_ns, file.read())
+    for paths in inodes.values():
+        for path in paths:
+            found[path] += (sorted(paths),)
     return found

@@ -1,0 +1,57 @@
+"""Memory stays bounded whatever the size, and holes stay holes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+from tests.conftest import Packhorse
+from tests.servers import S3Server
+
+MIB = 1 << 20
+SIZE = 16 << 30
+
+
+def test_a_sparse_model_of_16_gb_is_pushed_and_pulled_in_256_mib(
+    packhorse: Packhorse, seaweedfs: S3Server, tmp_path: Path
+) -> None:
+    chance = random.Random(9)
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / "models").mkdir(parents=True, mode=0o700)
+    first.chmod(0o700)
+    islands = {
+        offset: chance.randbytes(3 * MIB) for offset in (0, 5 << 30, (11 << 30) + 12_345, SIZE - 3 * MIB)
+    }
+    with (first / "models" / "model.safetensors").open("wb") as model:
+        model.truncate(SIZE)
+        for offset, content in islands.items():
+            model.seek(offset)
+            model.write(content)
+    for number in range(20):
+        (first / "models" / f"shard{number}").write_bytes(chance.randbytes(6 * MIB))
+    env = {**seaweedfs.environ(), "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint}
+    store = f"s3://{seaweedfs.new_bucket()}"
+    results = []
+    for command, root in (("push", first), ("pull", second)):
+        done = packhorse(command, "--json", "-q", "--root", root, "--store", store, env=env)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+        assert results[-1]["peak_rss_bytes"] < 256 * MIB
+        assert results[-1]["bytes"] == SIZE + 120 * MIB
+        assert 120 * MIB < results[-1]["transferred_bytes"] < 200 * MIB
+    restored = second / "models" / "model.safetensors"
+    assert restored.stat().st_size == SIZE
+    assert restored.stat().st_blocks * 512 < 80 * MIB
+    with restored.open("rb") as model:
+        for offset, content in islands.items():
+            model.seek(offset)
+            assert model.read(len(content)) == content
+        model.seek(7 << 30)
+        assert model.read(MIB) == bytes(MIB)
+    for number in range(20):
+        assert (second / "models" / f"shard{number}").read_bytes() == (
+            first / "models" / f"shard{number}"
+        ).read_bytes()
+    assert not os.listdir(second / "packages")
