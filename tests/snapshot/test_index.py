@@ -1,0 +1,151 @@
+"""The index vouches for a file only where nothing can have changed it unseen."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from packhorse.snapshot.index import RACE, Index, now
+from packhorse.snapshot.scan import Signature, signature_of
+
+CONTENT = (b"digest", 0o644)
+
+
+def _signature(file: Path) -> Signature:
+    return signature_of(os.stat(file))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+def _saved(path: Path, file: Path, *, age: int = RACE + 1) -> Index:
+    index = Index(path)
+    signature = _signature(file)
+    index.add(b"models/a", signature, CONTENT, seen=signature.ctime + age)
+    index.save()
+    return index
+
+
+def test_an_unchanged_file_is_vouched_for(path: Path, file: Path) -> None:
+    for index in (_saved(path, file), Index(path)):
+        assert index.digests(b"models/a", _signature(file)) == b"digest"
+        assert index.digests(b"models/b", _signature(file)) is None
+
+
+@pytest.mark.parametrize("field", Signature._fields)
+def test_whatever_differs_in_its_stat_a_file_is_read_again(path: Path, file: Path, field: str) -> None:
+    _saved(path, file)
+    signature = _signature(file)
+    assert (
+        Index(path).digests(b"models/a", signature._replace(**{field: getattr(signature, field) + 1})) is None
+    )
+
+
+@pytest.mark.parametrize(("age", "trusted"), [(RACE + 1, True), (RACE, False), (0, False), (-RACE, False)])
+def test_a_file_that_changed_shortly_before_it_was_looked_at_is_read_again(
+    path: Path, file: Path, age: int, trusted: bool
+) -> None:
+    _saved(path, file, age=age)
+    assert (Index(path).digests(b"models/a", _signature(file)) is not None) is trusted
+
+
+def test_what_was_restored_here_is_vouched_for_at_once(path: Path, file: Path) -> None:
+    index = Index(path)
+    index.restored(b"models/a", _signature(file), CONTENT)
+    assert index.digests(b"models/a", _signature(file)) == b"digest"
+
+
+def _of_another_boot(path: Path, *, durable: bool) -> None:
+    version, _, _, files = msgspec.msgpack.decode(
+        path.read_bytes(), strict=False, type=tuple[int, str, bool, dict[bytes, object]]
+    )
+    path.write_bytes(msgspec.msgpack.encode((version, "another boot", durable, files)))
+
+
+def test_after_another_boot_only_what_was_flushed_is_vouched_for(path: Path, file: Path) -> None:
+    _saved(path, file)
+    _of_another_boot(path, durable=True)
+    assert Index(path).digests(b"models/a", _signature(file)) == b"digest"
+    _of_another_boot(path, durable=False)
+    assert Index(path).digests(b"models/a", _signature(file)) is None
+
+
+def test_after_another_boot_it_still_tells_what_was_restored(path: Path, file: Path) -> None:
+    _saved(path, file)
+    _of_another_boot(path, durable=False)
+    assert Index(path).synced(b"models/a", CONTENT)
+    Index(path).save()
+    assert Index(path).digests(b"models/a", _signature(file)) is None, "saving makes nothing durable"
+
+
+def test_content_counts_as_restored_with_its_mode(path: Path, file: Path) -> None:
+    index = _saved(path, file)
+    assert index.synced(b"models/a", CONTENT)
+    assert not index.synced(b"models/a", (b"digest", 0o755))
+    assert not index.synced(b"models/a", (b"other", 0o644))
+    assert not index.synced(b"models/b", CONTENT)
+
+
+def test_while_a_file_is_restored_old_and_new_count(path: Path, file: Path) -> None:
+    index = _saved(path, file)
+    index.coming(b"models/a", (b"second", 0o644))
+    index.coming(b"models/a", (b"third", 0o644))
+    index.coming(b"models/new", (b"new", 0o644))
+    index.save()
+    for known in (b"digest", b"second", b"third"):
+        assert Index(path).synced(b"models/a", (known, 0o644))
+    assert Index(path).synced(b"models/new", (b"new", 0o644))
+    assert not Index(path).synced(b"models/new", (b"", 0o644))
+    index.restored(b"models/a", _signature(file), (b"third", 0o644))
+    assert not index.synced(b"models/a", CONTENT)
+
+
+def test_what_is_gone_is_forgotten_below_its_prefix_only(path: Path, file: Path) -> None:
+    index = Index(path)
+    for name in (b"packages/a", b"packages/b", b"models/a"):
+        index.restored(name, _signature(file), CONTENT)
+    index.save()
+    index.keep_only(b"packages/", {b"packages/a"})
+    index.save()
+    known = [
+        name for name in (b"packages/a", b"packages/b", b"models/a") if Index(path).synced(name, CONTENT)
+    ]
+    assert known == [b"packages/a", b"models/a"]
+
+
+def test_what_another_process_saved_meanwhile_is_kept(path: Path, file: Path) -> None:
+    first, second = Index(path), Index(path)
+    first.restored(b"models/a", _signature(file), CONTENT)
+    second.restored(b"models/b", _signature(file), CONTENT)
+    first.save()
+    second.save()
+    for name in (b"models/a", b"models/b"):
+        assert Index(path).synced(name, CONTENT)
+        assert second.synced(name, CONTENT)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"\x94\x02\xa2\xff\xfe\xc2\x80", b"\x94\x01\xa1b\xc2\x80"]
+)
+def test_an_index_that_cannot_be_read_is_empty(path: Path, file: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert Index(path).digests(b"models/a", _signature(file)) is None
+    _saved(path, file)
+    assert Index(path).synced(b"models/a", CONTENT)
+
+
+def test_times_are_compared_by_the_clock_of_files() -> None:
+    assert abs(now() - time.time_ns()) < RACE
