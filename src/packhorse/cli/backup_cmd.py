@@ -20,11 +20,11 @@ def command(result_file: Path, deadline: float | None) -> None:
 
     from packhorse import atomic
     from packhorse.progress import Silent
-    from packhorse.transfer.workplace import Workplace
+    from packhorse.transfer.setup import Setup
     from packhorse.worker.backup import backup
 
-    place = Workplace(context.load(), os.environ)
-    saved = backup(place, Silent(), console.warn, seconds=deadline)
+    setup = Setup(context.load(), os.environ)
+    saved = backup(setup, Silent(), console.warn, seconds=deadline)
     atomic.write_file(result_file, msgspec.json.encode(saved))
     if saved.pushed:
         console.note(

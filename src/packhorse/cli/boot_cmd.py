@@ -19,11 +19,11 @@ def command(result_file: Path, snapshot: str) -> None:
     import msgspec
 
     from packhorse import atomic
-    from packhorse.transfer.workplace import Workplace
+    from packhorse.transfer.setup import Setup
     from packhorse.worker.boot import Boot
 
-    place = Workplace(context.load(), os.environ)
-    context.mind_default_store(place.config)
+    setup = Setup(context.load(), os.environ)
+    context.mind_default_store(setup.config)
     with console.progress() as progress:
-        facts = Boot(place, progress, console.note, console.warn).bring_up(snapshot)
+        facts = Boot(setup, progress, console.note, console.warn).bring_up(snapshot)
     atomic.write_file(result_file, msgspec.json.encode(facts))

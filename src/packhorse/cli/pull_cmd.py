@@ -23,19 +23,19 @@ def command(snapshot: str, threads: int) -> None:
     """
     from packhorse import session
     from packhorse.transfer.pull import find, pull
-    from packhorse.transfer.workplace import Workplace
+    from packhorse.transfer.setup import Setup
 
-    place = Workplace(context.load(), os.environ)
-    session.clean(place.root)
+    setup = Setup(context.load(), os.environ)
+    session.clean(setup.root)
     target = find(
-        place.store, place.config.storage.tag, lambda: place.interpreter, place.fingerprint, snapshot
+        setup.store, setup.config.storage.tag, lambda: setup.interpreter, setup.fingerprint, snapshot
     )
     with console.progress() as progress:
         result = pull(
-            place.root,
-            place.store,
+            setup.root,
+            setup.store,
             target,
-            interpreter=lambda: place.interpreter,
+            interpreter=lambda: setup.interpreter,
             progress=progress,
             warn=console.warn,
             waiting=context.waiting,

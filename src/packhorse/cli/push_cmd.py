@@ -26,20 +26,20 @@ def command(level: int, repair: bool) -> None:
     """
     from packhorse.root import PERSISTENT
     from packhorse.transfer.push import push
-    from packhorse.transfer.workplace import Workplace
+    from packhorse.transfer.setup import Setup
 
-    place = Workplace(context.load(), os.environ)
-    context.mind_default_store(place.config)
+    setup = Setup(context.load(), os.environ)
+    context.mind_default_store(setup.config)
     with console.progress() as progress:
         result = push(
-            place.root,
-            place.store,
-            place.config.storage.tag,
-            interpreter=lambda: place.interpreter,
+            setup.root,
+            setup.store,
+            setup.config.storage.tag,
+            interpreter=lambda: setup.interpreter,
             progress=progress,
             warn=console.warn,
             directories=PERSISTENT,
-            exclude=place.config.run.exclude,
+            exclude=setup.config.run.exclude,
             level=level,
             repair=repair,
         )
@@ -52,7 +52,7 @@ def command(level: int, repair: bool) -> None:
             f"in {result.seconds:.1f} s.\nSnapshot {result.snapshot}"
         )
     elif not result.snapshot:
-        text = f"There is nothing to save: {place.root.path} is empty, and so is the tag {result.tag}."
+        text = f"There is nothing to save: {setup.root.path} is empty, and so is the tag {result.tag}."
     else:
         text = f"Nothing has changed: {result.tag} already holds this.\nSnapshot {result.snapshot}"
     console.result(result, text)

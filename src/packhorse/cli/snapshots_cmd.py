@@ -18,11 +18,11 @@ from packhorse.cli import console, context
 def command(number: int) -> None:
     """List the snapshots of the store, newest first; with --tag those of one tag."""
     from packhorse.store import tags
-    from packhorse.transfer.workplace import Workplace
+    from packhorse.transfer.setup import Setup
 
-    place = Workplace(context.load(), os.environ)
+    setup = Setup(context.load(), os.environ)
     chosen = click.get_current_context().obj.get("tag")
-    entries = tags.read_tag(place.store, chosen) if chosen else tags.read_tags(place.store)
+    entries = tags.read_tag(setup.store, chosen) if chosen else tags.read_tags(setup.store)
     shown: list[tags.TagEntry] = []
     count: dict[str, int] = {}
     for entry in entries:
@@ -41,10 +41,10 @@ def command(number: int) -> None:
             "platform": facts.platform,
             "partial": facts.partial,
         }
-        for entry, facts in zip(shown, tags.entry_facts(place.store, shown))
+        for entry, facts in zip(shown, tags.entry_facts(setup.store, shown))
     ]
     if not rows:
-        console.result({"snapshots": []}, f"There are no snapshots in {place.store.url}.")
+        console.result({"snapshots": []}, f"There are no snapshots in {setup.store.url}.")
         return
     lines = [f"{'SNAPSHOT':14}{'TAG':12}{'TIME (UTC)':21}{'PART':10}{'FILES':>9}{'SIZE':>10}  MADE FOR"]
     for row in rows:

@@ -21,12 +21,12 @@ def command(price: float | None) -> None:
     """Show the root by directory, the OS disk, memory, whether the root equals what the tag points to, and what
     the store holds and costs a month."""
     from packhorse.root import EPHEMERAL, PERSISTENT
-    from packhorse.transfer.workplace import Workplace
+    from packhorse.transfer.setup import Setup
     from packhorse.watch.disk import usage
     from packhorse.watch.memory import memory
 
-    place = Workplace(context.load(), os.environ)
-    root = place.root
+    setup = Setup(context.load(), os.environ)
+    root = setup.root
     directories = {}
     for name in (*PERSISTENT, *EPHEMERAL):
         files, size = usage(root.path / name)
@@ -41,31 +41,31 @@ def command(price: float | None) -> None:
         "os_disk": {"used": os_disk.used, "free": os_disk.free, "total": os_disk.total},
         "root_on_os_disk": root.on_os_disk,
         "memory": {"used": used.used, "limit": used.limit},
-        "tag": place.config.storage.tag,
-        "store": _store(place, price),
+        "tag": setup.config.storage.tag,
+        "store": _store(setup, price),
     }
     console.result(facts, _text(facts))
 
 
-def _store(place: Any, price: float | None) -> dict[str, Any]:
+def _store(setup: Any, price: float | None) -> dict[str, Any]:
     """The store's side; a store that cannot be reached is a fact too."""
     from packhorse.errors import IntegrityError, NoSuchSnapshotError, StorageError
     from packhorse.store import prices
     from packhorse.transfer.compare import compare
 
-    facts: dict[str, Any] = {"url": place.config.storage.url}
+    facts: dict[str, Any] = {"url": setup.config.storage.url}
     try:
-        listing = place.store.list("")
+        listing = setup.store.list("")
         facts["objects"], facts["bytes"] = len(listing), sum(item.size for item in listing)
         try:
-            facts["tag"] = compare(place)
+            facts["tag"] = compare(setup)
         except NoSuchSnapshotError as error:
             facts["tag"] = None
             facts["reason"] = error.what
     except (StorageError, IntegrityError) as error:
         facts["error"] = str(error)
         return facts
-    listed = prices.price_of(place.config.storage, place.environ.get("AWS_ENDPOINT_URL", ""))
+    listed = prices.price_of(setup.config.storage, setup.environ.get("AWS_ENDPOINT_URL", ""))
     dollars = price if price is not None else listed.dollars if listed else None
     facts["provider"] = listed.provider if listed else None
     facts["dollars_gb_month"] = dollars

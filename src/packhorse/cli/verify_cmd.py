@@ -23,11 +23,11 @@ def command(imports: bool) -> None:
     """
     from packhorse.errors import IntegrityError
     from packhorse.transfer.compare import verify
-    from packhorse.transfer.workplace import Workplace
+    from packhorse.transfer.setup import Setup
 
-    place = Workplace(context.load(), os.environ)
+    setup = Setup(context.load(), os.environ)
     with console.progress() as progress:
-        found = verify(place, progress)
+        found = verify(setup, progress)
     if not found.sound:
         kinds = {"corrupt": found.corrupt, "changed": found.changed, "missing": found.missing}
         for kind, paths in kinds.items():
@@ -35,14 +35,14 @@ def command(imports: bool) -> None:
                 console.note(f"{kind}: {path}")
         counts = ", ".join(f"{len(paths):,} {kind}" for kind, paths in kinds.items() if paths)
         raise IntegrityError(
-            f"{place.root.path} is not what snapshot {found.snapshot[:12]} says: {counts}.",
+            f"{setup.root.path} is not what snapshot {found.snapshot[:12]} says: {counts}.",
             "`packhorse pull` brings back what the snapshot holds.",
         )
     if imports:
         from packhorse.install.environment import check_imports
 
         with console.progress() as progress:
-            found.imports = check_imports(place.root, place.config, place.environ, progress)
+            found.imports = check_imports(setup.root, setup.config, setup.environ, progress)
     added = (
         f" Not part of it: {console.counted(len(found.added), 'file')} in packages/." if found.added else ""
     )

@@ -18,8 +18,8 @@ from packhorse.snapshot.writer import content_on_disk
 from packhorse.transfer.local import PACKAGES, Local, source_of
 from packhorse.transfer.merge import changed_paths, plan
 from packhorse.transfer.pull import find
+from packhorse.transfer.setup import Setup
 from packhorse.transfer.union import Winner, union
-from packhorse.transfer.workplace import Workplace
 
 
 class Comparison(msgspec.Struct):
@@ -36,22 +36,22 @@ class Comparison(msgspec.Struct):
     """Entries of the tag's shared directories that are missing here, or older."""
 
 
-def compare(place: Workplace) -> Comparison:
+def compare(setup: Setup) -> Comparison:
     """Hold the root against the tag. Raises NoSuchSnapshotError, StorageError, IntegrityError."""
-    target = find(place.store, place.config.storage.tag, lambda: place.interpreter, place.fingerprint)
-    local = Local(place.root)
-    state = place.root.state()
+    target = find(setup.store, setup.config.storage.tag, lambda: setup.interpreter, setup.fingerprint)
+    local = Local(setup.root)
+    state = setup.root.state()
     packages_equal = state.manifest == target.snapshot.packages
     if packages_equal and state.manifest:
         packages_equal = local.equals(
-            local.packages(), local.manifest(place.store, state.manifest, "packages")
+            local.packages(), local.manifest(setup.store, state.manifest, "packages")
         )
-    found = scan(local.base, [name.encode() for name in SHARED], exclude=place.config.run.exclude)
+    found = scan(local.base, [name.encode() for name in SHARED], exclude=setup.config.run.exclude)
     winners = union(
-        (stamp, digest, local.manifest(place.store, digest, "shared"))
+        (stamp, digest, local.manifest(setup.store, digest, "shared"))
         for stamp, digest in target.snapshot.shared
     )
-    unsaved = len(changed_paths(found, winners, local, synced=_synced(place, local)))
+    unsaved = len(changed_paths(found, winners, local, synced=_synced(setup, local)))
     missing = len(plan(local, winners).wanted)
     return Comparison(
         snapshot=target.snapshot.id,
@@ -63,8 +63,8 @@ def compare(place: Workplace) -> Comparison:
     )
 
 
-def _synced(place: Workplace, local: Local) -> bool:
-    return local.synced().source == source_of(place.store, place.config.storage.tag)
+def _synced(setup: Setup, local: Local) -> bool:
+    return local.synced().source == source_of(setup.store, setup.config.storage.tag)
 
 
 class Verification(msgspec.Struct):
@@ -88,41 +88,41 @@ class Verification(msgspec.Struct):
         return not (self.corrupt or self.changed or self.missing)
 
 
-def verify(place: Workplace, progress: Progress) -> Verification:
+def verify(setup: Setup, progress: Progress) -> Verification:
     """Read every restored file and compare it with its manifest.
 
     Raises NoSuchSnapshotError where the root was never pushed or pulled, PackhorseError where a pull is
     unfinished.
     """
-    state = place.root.state()
+    state = setup.root.state()
     if state.state == "partial":
         raise PackhorseError(
-            f"The last pull into {place.root.path} was not finished.", "Run `packhorse pull` first."
+            f"The last pull into {setup.root.path} was not finished.", "Run `packhorse pull` first."
         )
     if not state.manifest and not state.shared:
         raise NoSuchSnapshotError(
-            f"{place.root.path} was neither pushed nor pulled, so there are no digests to check it against.",
+            f"{setup.root.path} was neither pushed nor pulled, so there are no digests to check it against.",
             "Run `packhorse push` first.",
         )
-    local = Local(place.root)
-    lock = place.root.use_packages()
+    local = Local(setup.root)
+    lock = setup.root.use_packages()
     try:
         found = Verification(snapshot=state.snapshot)
         if state.manifest:
-            manifest = local.manifest(place.store, state.manifest, "packages")
+            manifest = local.manifest(setup.store, state.manifest, "packages")
             winners = union([("", state.manifest, manifest)])
             progress.stage("checking packages", manifest.bytes)
-            _check(place.root.packages, "packages/", winners, found, progress)
+            _check(setup.root.packages, "packages/", winners, found, progress)
             found.added = [
                 _readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
             ]
         winners = union(
-            (stamp, digest, local.manifest(place.store, digest, "shared"))
+            (stamp, digest, local.manifest(setup.store, digest, "shared"))
             for stamp, digest in local.synced().manifests
         )
         sizes = (winner.entry.size for winner in winners.values() if isinstance(winner.entry, File))
         progress.stage("checking shared files", sum(sizes))
-        _check(place.root.path, "", winners, found, progress)
+        _check(setup.root.path, "", winners, found, progress)
     finally:
         os.close(lock)
     return found

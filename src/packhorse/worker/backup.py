@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from packhorse.progress import Progress
 from packhorse.transfer.push import PushResult, push
-from packhorse.transfer.workplace import Workplace
+from packhorse.transfer.setup import Setup
 
 SHARE_FOR_READING = 0.6
 """How much of the time until the deadline goes into frames; the rest is for the last pack and the tag."""
 
 
 def backup(
-    place: Workplace, progress: Progress, warn: Callable[[str], None], *, seconds: float | None = None
+    setup: Setup, progress: Progress, warn: Callable[[str], None], *, seconds: float | None = None
 ) -> PushResult:
     """Save the directories of `run.backup`; within `seconds`, if given, as much of them as fits.
 
@@ -22,13 +22,13 @@ def backup(
     """
     deadline = None if seconds is None else time.monotonic() + SHARE_FOR_READING * seconds
     return push(
-        place.root,
-        place.store,
-        place.config.storage.tag,
-        interpreter=lambda: place.interpreter,
+        setup.root,
+        setup.store,
+        setup.config.storage.tag,
+        interpreter=lambda: setup.interpreter,
         progress=progress,
         warn=warn,
-        directories=place.config.run.backup,
-        exclude=place.config.run.exclude,
+        directories=setup.config.run.backup,
+        exclude=setup.config.run.exclude,
         deadline=deadline,
     )

@@ -16,7 +16,7 @@ from packhorse.progress import Progress
 from packhorse.root import boot_id
 from packhorse.transfer.pull import PullResult, Target, find, pull
 from packhorse.transfer.push import PushResult, push
-from packhorse.transfer.workplace import Workplace
+from packhorse.transfer.setup import Setup
 
 POLL = 2.0
 """Seconds between two looks at a lease that another worker holds."""
@@ -38,10 +38,10 @@ class Boot:
     """One boot."""
 
     def __init__(
-        self, place: Workplace, progress: Progress, note: Callable[[str], None], warn: Callable[[str], None]
+        self, setup: Setup, progress: Progress, note: Callable[[str], None], warn: Callable[[str], None]
     ) -> None:
-        self.place, self.progress, self.note, self.warn = place, progress, note, warn
-        self.config = place.config
+        self.setup, self.progress, self.note, self.warn = setup, progress, note, warn
+        self.config = setup.config
 
     def bring_up(self, snapshot: str = "") -> BootFacts:
         """Make the root ready for the child, from `snapshot` if that is given.
@@ -58,9 +58,9 @@ class Boot:
     def _bring_up(self, snapshot: str) -> BootFacts:
         if self._in_use():
             if not snapshot and self._fits():
-                return BootFacts("unchanged", self.place.root.state().snapshot)
+                return BootFacts("unchanged", self.setup.root.state().snapshot)
             raise PackhorseError(
-                f"The packages of {self.place.root.path} are in use by a running command, and are not those that "
+                f"The packages of {self.setup.root.path} are in use by a running command, and are not those that "
                 "this configuration asks for.",
                 "Stop that command, or give this one another root.",
             )
@@ -70,7 +70,7 @@ class Boot:
             if not snapshot and self._fits(whole=True):
                 return BootFacts(
                     "unchanged",
-                    self.place.root.state().snapshot,
+                    self.setup.root.state().snapshot,
                     warning=f"{error.what} The root already holds this environment, so the command starts with it.",
                 )
             return self._instead(error, snapshot)
@@ -96,10 +96,10 @@ class Boot:
     def _target(self, snapshot: str) -> Target | None:
         try:
             return find(
-                self.place.store,
+                self.setup.store,
                 self.config.storage.tag,
-                lambda: self.place.interpreter,
-                self.place.fingerprint,
+                lambda: self.setup.interpreter,
+                self.setup.fingerprint,
                 snapshot,
             )
         except NoSuchSnapshotError:
@@ -108,25 +108,25 @@ class Boot:
             return None
 
     def _in_use(self) -> bool:
-        with self.place.root.packages_unused() as free:
+        with self.setup.root.packages_unused() as free:
             return not free
 
     def _fits(self, *, whole: bool = False) -> bool:
         """Whether the root holds this configuration's packages (`whole`: and no crash of the machine can have
         taken bytes of them)."""
-        state = self.place.root.state()
+        state = self.setup.root.state()
         if state.state != "complete":
             return not self.config.environment.configured and not whole
         if whole and not state.durable and state.boot != boot_id():
             return False
-        return state.fingerprint == self.place.fingerprint
+        return state.fingerprint == self.setup.fingerprint
 
     def _pull(self, target: Target) -> PullResult:
         return pull(
-            self.place.root,
-            self.place.store,
+            self.setup.root,
+            self.setup.store,
             target,
-            interpreter=lambda: self.place.interpreter,
+            interpreter=lambda: self.setup.interpreter,
             progress=self.progress,
             warn=self.warn,
             waiting=lambda holder: self.note(f"waiting for {holder}, which is changing this root"),
@@ -150,7 +150,7 @@ class Boot:
 
         tag = self.config.storage.tag
         try:
-            with Lease(self.place.store, f"{tag}-{self.place.fingerprint[:16]}") as lease:
+            with Lease(self.setup.store, f"{tag}-{self.setup.fingerprint[:16]}") as lease:
                 waited = False
                 while not lease.held():
                     if not waited:
@@ -172,14 +172,14 @@ class Boot:
         tag = self.config.storage.tag
         if not repair:
             self.note(f"{tag} has no snapshot of this environment: installing it")
-        install(self.place.root, self.config, self.place.environ, self.progress, self.note)
+        install(self.setup.root, self.config, self.setup.environ, self.progress, self.note)
         facts = BootFacts("installed")
         try:
             facts.push = push(
-                self.place.root,
-                self.place.store,
+                self.setup.root,
+                self.setup.store,
                 tag,
-                interpreter=lambda: self.place.interpreter,
+                interpreter=lambda: self.setup.interpreter,
                 progress=self.progress,
                 warn=self.warn,
                 exclude=self.config.run.exclude,

@@ -14,7 +14,7 @@ from packhorse.root import Root
 from packhorse.store.objects import Store
 
 
-class Workplace:
+class Setup:
     """A configuration at work."""
 
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
