@@ -39,7 +39,8 @@ def options(storage: Storage, environ: Mapping[str, str]) -> Options:
     if urlsplit(storage.url).scheme not in ("s3", "s3a"):
         return Options({"endpoint": storage.endpoint} if storage.endpoint else {}, client)
     found = _keys(environ)
-    region = storage.region or _region_of(endpoint) or found.pop("region", "") or "us-east-1"
+    usual_region = found.pop("region", "us-east-1")
+    region = storage.region or _region_of(endpoint) or usual_region
     config: dict[str, Any] = {"region": region}
     if endpoint:
         config["endpoint"] = endpoint.rstrip("/")

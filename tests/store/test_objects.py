@@ -1,0 +1,122 @@
+"""Objects on real stores: what is put comes back, and every failure is one of ours, without secrets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.servers import S3Server
+
+from packhorse.config import Storage
+from packhorse.errors import IntegrityError, StorageError
+from packhorse.snapshot.frames import LARGEST_DOCUMENT
+from packhorse.store.objects import NotFoundError, Store
+
+
+@pytest.fixture(params=["file", "seaweedfs", "rclone"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "file":
+        yield Store(Storage(url=(tmp_path / "a store with spaces %41").as_uri()), {})
+        return
+    server: S3Server = request.getfixturevalue("seaweedfs" if request.param == "seaweedfs" else "rclone_s3")
+    yield Store(
+        Storage(url=f"s3://{server.new_bucket()}/a/prefix", endpoint=server.endpoint), server.environ()
+    )
+
+
+def test_objects_come_back_and_are_listed_by_key(store: Store) -> None:
+    for key in ("tags/b", "tags/a", "tags/c/d", "other"):
+        store.put(key, key.encode())
+    assert store.get("tags/a") == b"tags/a"
+    assert store.get_many(["other", "tags/c/d"]) == [b"other", b"tags/c/d"]
+    assert [(item.key, item.size) for item in store.list("tags/")] == [
+        ("tags/a", 6),
+        ("tags/b", 6),
+        ("tags/c/d", 8),
+    ]
+    assert store.list("nothing/") == []
+    assert len(store.list("")) == 4
+    assert store.list("other") == [] or store.list("other")[0].key == "other"
+    assert abs(store.modified("other") - store.list("tags/")[0].modified) < 60_000
+    store.delete(["tags/a", "other"])
+    assert [item.key for item in store.list("")] == ["tags/b", "tags/c/d"]
+
+
+def test_what_is_not_there_is_told(store: Store) -> None:
+    store.put("something", b"")
+    for ask in (lambda: store.get("nothing"), lambda: store.modified("nothing"),
+                lambda: list(store.ranges("nothing", [(0, 1)]))):  # fmt: skip
+        with pytest.raises(NotFoundError):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [[(0, 10)], [(3, 4)], [(0, 1), (1, 1), (5, 5)], [(2, 3), (900_000, 100_000)], [(999_999, 1)]],
+)
+def test_ranges_are_those_asked_for(store: Store, wanted: list[tuple[int, int]]) -> None:
+    content = os.urandom(1_000_000)
+    store.put("packs/a", content)
+    parts = [bytes(part) for part in store.ranges("packs/a", wanted)]
+    assert parts == [content[offset : offset + length] for offset, length in wanted]
+
+
+@pytest.mark.parametrize("wanted", [[(0, 11)], [(5, 6)], [(0, 1), (10, 1)], [(10, 1)], [(1 << 39, 1)]])
+def test_an_object_that_is_cut_short_is_corrupt_not_out_of_reach(
+    store: Store, wanted: list[tuple[int, int]]
+) -> None:
+    store.put("packs/a", b"0123456789")
+    with pytest.raises(IntegrityError, match="shorter"):
+        list(store.ranges("packs/a", wanted))
+
+
+def test_a_document_of_any_size_is_not_read(tmp_path: Path) -> None:
+    store = Store(Storage(url=tmp_path.as_uri()), {})
+    with (tmp_path / "document").open("wb") as file:
+        file.truncate(LARGEST_DOCUMENT + 1)
+    with pytest.raises(IntegrityError, match="too long"):
+        store.get("document")
+
+
+def test_whether_a_store_keeps_ranges_is_found_out(seaweedfs: S3Server, rclone_s3: S3Server) -> None:
+    for server, expected in ((seaweedfs, True), (rclone_s3, False)):
+        store = Store(Storage(url=f"s3://{server.new_bucket()}", endpoint=server.endpoint), server.environ())
+        store.put("a", b"content")
+        assert store.keeps_ranges("a") is expected
+
+
+@pytest.mark.parametrize("kind", ["seaweedfs", "rclone_s3"])
+def test_wrong_secrets_and_unknown_buckets_are_told_apart_and_kept_secret(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    server: S3Server = request.getfixturevalue(kind)
+    bucket = server.new_bucket()
+    secret = "wrong-" + server.secret_key
+    wrong = Store(
+        Storage(url=f"s3://{bucket}", endpoint=server.endpoint),
+        {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": secret},
+    )
+    unknown = Store(Storage(url="s3://no-such-bucket", endpoint=server.endpoint), server.environ())
+    for store, said in ((wrong, "refuses the credentials"), (unknown, "does not exist")):
+        with pytest.raises(StorageError, match=said) as refused:
+            store.list("tags/")
+        text = str(refused.value)
+        assert refused.value.exit_code == 6
+        assert not any(hidden in text for hidden in (secret, server.secret_key, "AWS4", "X-Amz"))
+
+
+def test_a_full_disk_below_an_embedded_store_is_told_as_such(tmp_path: Path) -> None:
+    from packhorse.errors import NoSpaceError
+    from packhorse.store.objects import _translated
+
+    # What obstore says for ENOSPC; a disk of its own would need privileges.
+    error = _translated(
+        "file:///store",
+        "packs/a",
+        OSError(
+            "Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)"
+        ),
+    )
+    assert isinstance(error, NoSpaceError)
