@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,15 @@ _NETWORK = (
 
 
 def pytest_configure() -> None:
-    """No account or store of whoever runs the tests is used by them."""
+    """No account or store of whoever runs the tests is used by them, and no signal is ignored that they ignore:
+    a shell starts what it puts into the background with SIGINT and SIGQUIT ignored, nohup with SIGHUP."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     for name in [name for name in os.environ if name.startswith(("PACKHORSE_", "AWS_"))]:
         del os.environ[name]
 

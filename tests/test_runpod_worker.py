@@ -98,7 +98,7 @@ def test_a_worker_that_lost_everything_serves_again_from_the_snapshot(
             assert time.monotonic() - sent < 10
         ended = json.loads(status.read_bytes())
         assert ended["phase"] == "ended"
-        assert not ended["backup"].get("error"), ended["backup"]
+        assert not (ended["backup"] or {}).get("error"), ended["backup"]
         actions.append(ended["boot"]["action"])
         assert list((root_path / "tmp").iterdir()) == []
         assert list((root_path / "build").iterdir()) == []
