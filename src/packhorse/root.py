@@ -74,20 +74,20 @@ class Root:
         symbolic link, or can be written by others; NoSpaceError and PackhorseError where it cannot be made.
         """
         root = cls(Path(os.path.abspath(path)))
-        _refuse_foreign_links(root.path)
+        refuse_foreign_links(root.path)
         try:
             os.makedirs(root.path.parent, exist_ok=True)
-            _private_directory(root.path)
+            private_directory(root.path)
             root._refuse_what_cleaning_would_destroy()
             for name in (*PERSISTENT, *EPHEMERAL, PRIVATE):
                 if name == "packages" and root._exchange_journal.exists():
                     continue
-                _private_directory(root.path / name)
+                private_directory(root.path / name)
             for directory in (root.logs, root.sessions, root.site):
-                _private_directory(directory)
+                private_directory(directory)
         except OSError as error:
             raise _cannot_create(root.path, error) from error
-        _refuse_foreign_links(root.path)  # again: until the directory was there, a link could be slipped in
+        refuse_foreign_links(root.path)  # again: until the directory was there, a link could be slipped in
         if root._exchange_journal.exists():
             with root.writing():
                 pass
@@ -243,7 +243,11 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _private_directory(path: Path) -> None:
+def private_directory(path: Path) -> None:
+    """Create a directory for this user alone (0700), or check that one that is there is not open to others.
+
+    Raises ConfigError, OSError.
+    """
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.stat(path)
@@ -261,7 +265,7 @@ def _private_directory(path: Path) -> None:
         )
 
 
-def _refuse_foreign_links(path: Path) -> None:
+def refuse_foreign_links(path: Path) -> None:
     """Refuse a path that somebody else could redirect: a symbolic link of another user (root's are trusted)."""
     for component in (path, *path.parents):
         try:

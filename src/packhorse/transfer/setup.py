@@ -10,7 +10,7 @@ from functools import cached_property
 
 from packhorse.config import Config
 from packhorse.install.interpreter import Interpreter
-from packhorse.root import Root
+from packhorse.root import Root, private_directory, refuse_foreign_links
 from packhorse.store.objects import Store
 
 
@@ -28,7 +28,15 @@ class Setup:
 
     @cached_property
     def store(self) -> Store:
-        """The store of the configuration."""
+        """The store of the configuration.
+
+        The one beside the root is checked as the root is: in /tmp anybody can have put something there before.
+        """
+        directory = self.config.storage.directory
+        if self.config.store_is_default and directory is not None:
+            refuse_foreign_links(directory)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            private_directory(directory)
         return Store(self.config.storage, self.environ)
 
     @cached_property
