@@ -161,7 +161,7 @@ def _check_file(path: bytes, name: str, winner: Winner, status: os.stat_result, 
         return False
     found.bytes += status.st_size
     if content_on_disk(path, status.st_size) != winner.content:
-        if not isinstance(entry, File) or status.st_mtime_ns != entry.mtime:
+        if status.st_mtime_ns != winner.mtime:
             return False
         found.corrupt.append(name)
         return True

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from packhorse.root import SHARED
 from packhorse.snapshot.index import now
-from packhorse.snapshot.manifest import Directory, File
+from packhorse.snapshot.manifest import Directory, File, Hardlink
 from packhorse.snapshot.scan import Found, look, scan
 from packhorse.transfer.local import Local
 from packhorse.transfer.union import Winner
@@ -50,12 +50,16 @@ def standing(local: Local, item: Found, winner: Winner) -> Standing:
         return Standing.OLDER if _unchanged_below(local, item.path) else Standing.CHANGED
     if local.index.synced(item.path, (content, item.mode)):
         return Standing.OLDER_MODE if content == winner.content else Standing.OLDER
-    if isinstance(winner.entry, File) and content != winner.content:
-        mtime = winner.entry.mtime
-        # To the nanosecond: nobody wrote here since it was restored. Whole seconds prove nothing, since some file
-        # systems know no others.
-        if item.kind == "file" and item.signature.mtime == mtime and mtime % _SECOND:
-            return Standing.DAMAGED
+    # To the nanosecond: nobody wrote here since it was restored. Whole seconds prove nothing, since some file systems
+    # know no others.
+    untouched = item.signature.mtime == winner.mtime and bool(winner.mtime % _SECOND)
+    if (
+        item.kind == "file"
+        and isinstance(winner.entry, (File, Hardlink))
+        and content != winner.content
+        and untouched
+    ):
+        return Standing.DAMAGED
     return Standing.CHANGED
 
 
@@ -112,7 +116,7 @@ def plan(local: Local, winners: Mapping[bytes, Winner]) -> Plan:
 def changed_paths(
     found: Sequence[Found], winners: Mapping[bytes, Winner], local: Local, *, synced: bool
 ) -> set[bytes]:
-    """The scanned paths that the tag does not have as they are here, with the directories above them.
+    """The scanned paths that the tag does not have as they are here.
 
     Where this root was last brought together with this very tag (`synced`), what is merely older here is none
     of them.
@@ -137,7 +141,4 @@ def changed_paths(
     for paths in linked.values():  # names of one file are saved together
         if new.intersection(paths):
             new.update(paths)
-    for path in list(new):
-        while path := path.rpartition(b"/")[0]:
-            new.add(path)
     return new

@@ -174,6 +174,9 @@ class _Push:
                 new = {item.path for item in found}
         if not new:
             return folded
+        for path in list(new):  # a manifest names the directories above its paths
+            while path := path.rpartition(b"/")[0]:
+                new.add(path)
         chosen = [item for item in found if item.path in new]
         self._announce("saving " + ", ".join(directories), chosen)
         written = write(

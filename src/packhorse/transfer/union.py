@@ -18,6 +18,8 @@ class Winner(NamedTuple):
     content: bytes
     """What it contains: see `content_of`; for a symbolic link its target, for a directory nothing."""
     mode: int
+    mtime: int
+    """In nanoseconds; for a hard link that of its file."""
 
 
 def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]:
@@ -28,21 +30,21 @@ def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]
     """
     winners: dict[bytes, Winner] = {}
     for stamp, digest, manifest in manifests:
-        contents: dict[bytes, tuple[bytes, int]] = {}
+        files: dict[bytes, tuple[bytes, int, int]] = {}
         for number, entry in enumerate(manifest.entries):
             own = manifest.stamps[manifest.stamped[number]] if manifest.stamps else stamp
             if isinstance(entry, File):
-                content, mode = content_of(entry, manifest.frames), entry.mode
-                contents[entry.path] = (content, mode)
+                held = content_of(entry, manifest.frames), entry.mode, entry.mtime
+                files[entry.path] = held
             elif isinstance(entry, Hardlink):
-                content, mode = contents[entry.target]
+                held = files[entry.target]
             elif isinstance(entry, Symlink):
-                content, mode = entry.target, 0
+                held = entry.target, 0, entry.mtime
             else:
-                content, mode = b"", entry.mode
+                held = b"", entry.mode, entry.mtime
             present = winners.get(entry.path)
             if present is None or (own, digest) < (present.stamp, present.digest):
-                winners[entry.path] = Winner(own, digest, entry, content, mode)
+                winners[entry.path] = Winner(own, digest, entry, *held)
     return {path: winner for path, winner in winners.items() if _reachable(path, winners)}
 
 
