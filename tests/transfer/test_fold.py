@@ -38,7 +38,7 @@ def save(store: Store) -> Callable[[Root], list[str]]:
 def restored(store: Store, path: Path) -> Root:
     root = Root.open(path)
     target = find(store, "main", lambda: INTERPRETER, "")
-    said = {"interpreter": lambda: INTERPRETER, "progress": Silent(), "warn": print, "waiting": print}
+    said = {"interpreter": lambda: INTERPRETER, "progress": Silent(), "waiting": print}
     pull(root, store, target, **said)
     return root
 

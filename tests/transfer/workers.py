@@ -66,7 +66,6 @@ class Worker:
             find(store, self.storage.tag, lambda: self.interpreter, "", snapshot),
             interpreter=lambda: self.interpreter,
             progress=progress or Silent(),
-            warn=self.warnings.append,
             waiting=self.warnings.append,
             **options,
         )

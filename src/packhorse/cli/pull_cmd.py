@@ -37,7 +37,6 @@ def command(snapshot: str, threads: int) -> None:
             target,
             interpreter=lambda: setup.interpreter,
             progress=progress,
-            warn=console.warn,
             waiting=context.waiting,
             threads=threads,
         )

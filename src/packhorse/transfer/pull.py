@@ -98,7 +98,6 @@ def pull(
     *,
     interpreter: Callable[[], Interpreter],
     progress: Progress,
-    warn: Callable[[str], None],
     waiting: Callable[[str], None],
     threads: int = THREADS,
 ) -> PullResult:
@@ -109,7 +108,7 @@ def pull(
     """
     started = time.monotonic()
     with root.writing(waiting):
-        restore = _Restore(root, store, target, interpreter, progress, warn)
+        restore = _Restore(root, store, target, interpreter, progress)
         result = restore.run(threads)
     result.seconds = time.monotonic() - started
     result.peak_rss_bytes = peak()
@@ -126,10 +125,9 @@ class _Restore:
         target: Target,
         interpreter: Callable[[], Interpreter],
         progress: Progress,
-        warn: Callable[[str], None],
     ) -> None:
         self.root, self.store, self.snapshot = root, store, target.snapshot
-        self.interpreter, self.progress, self.warn = interpreter, progress, warn
+        self.interpreter, self.progress = interpreter, progress
         self.local = Local(root)
         self.state = root.state()
         self.result = PullResult(snapshot=target.snapshot.id, tag=target.tag)

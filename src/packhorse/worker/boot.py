@@ -128,7 +128,6 @@ class Boot:
             target,
             interpreter=lambda: self.setup.interpreter,
             progress=self.progress,
-            warn=self.warn,
             waiting=lambda holder: self.note(f"waiting for {holder}, which is changing this root"),
         )
 
