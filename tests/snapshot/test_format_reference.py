@@ -355,7 +355,8 @@ def put(
     raw = msgspec.msgpack.encode(manifest)
     name = digest(raw).hex()
     placement = {**placement, "manifest": digest(raw), "frames": manifest["frames"]}
-    stamp = min((path.name[:14] for path in store.glob("tags/*/*/*")), default="50000000000000")
+    stamped = [*store.glob("tags/*/*/*"), *store.glob("placements/*/*")]
+    stamp = min((path.name[:14] for path in stamped), default="50000000000000")
     stamp = f"{int(stamp) - 1:014d}"
     body = {"snapshot": "", "absorbs": [str(path.relative_to(store)) for path in absorbs or []], "new": {}}
     entry = f"{stamp}-{kind}-{name}-{'0' * 64}-00000000"

@@ -27,6 +27,7 @@ from packhorse.install.pip import Engine
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.session import Session
+from packhorse.watch import memory
 from packhorse.watch.disk import Watch, usage
 
 _LEAST_SPACE = 64 << 20
@@ -92,9 +93,8 @@ def install(
         else:
             result = _Installation(root, config, environ, interpreter, progress, note, sleep).run(wanted)
     result.seconds = round(time.monotonic() - started, 3)
-    result.peak_rss_bytes = max(
-        resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    result.peak_rss_bytes = max(memory.peak(), children)
     return result
 
 
