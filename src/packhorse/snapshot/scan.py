@@ -39,6 +39,11 @@ class Found(NamedTuple):
     links: int
 
 
+def readable(path: bytes) -> str:
+    """A path for people and JSON; bytes that are no UTF-8 are escaped."""
+    return path.decode(errors="backslashreplace")
+
+
 def signature_of(status: os.stat_result) -> Signature:
     """The signature of a file by its stat."""
     return Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino)

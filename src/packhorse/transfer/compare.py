@@ -13,7 +13,7 @@ from packhorse.install.imports import ImportOutcome
 from packhorse.progress import Progress
 from packhorse.root import SHARED
 from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Symlink
-from packhorse.snapshot.scan import scan
+from packhorse.snapshot.scan import readable, scan
 from packhorse.snapshot.writer import content_on_disk
 from packhorse.transfer.local import PACKAGES, Local, source_of
 from packhorse.transfer.merge import changed_paths, plan
@@ -114,7 +114,7 @@ def verify(setup: Setup, progress: Progress) -> Verification:
             progress.stage("checking packages", manifest.bytes)
             _check(setup.root.packages, "packages/", winners, found, progress)
             found.added = [
-                _readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
+                readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
             ]
         winners = union(
             (stamp, digest, local.manifest(setup.store, digest, "shared"))
@@ -136,7 +136,7 @@ def _check(
     progress: Progress,
 ) -> None:
     for entry_path, winner in winners.items():
-        path, name = os.path.join(os.fsencode(base), entry_path), prefix + _readable(entry_path)
+        path, name = os.path.join(os.fsencode(base), entry_path), prefix + readable(entry_path)
         is_directory = isinstance(winner.entry, Directory)
         found.files += not is_directory
         try:
@@ -166,7 +166,3 @@ def _check_file(path: bytes, name: str, winner: Winner, status: os.stat_result, 
         found.corrupt.append(name)
         return True
     return status.st_mode & PERMISSIONS == winner.mode
-
-
-def _readable(path: bytes) -> str:
-    return path.decode(errors="backslashreplace")

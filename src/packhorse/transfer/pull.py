@@ -22,7 +22,7 @@ from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Hardlink, Manifest
 from packhorse.snapshot.reader import Tree, own_bytes
-from packhorse.snapshot.scan import Found, look, signature_of
+from packhorse.snapshot.scan import Found, look, readable, signature_of
 from packhorse.snapshot.writer import content_of, placed_by
 from packhorse.store import tags
 from packhorse.store.objects import Store
@@ -236,7 +236,7 @@ class _Restore:
         }
 
     def _keep(self, path: bytes) -> None:
-        name = path.decode(errors="backslashreplace")
+        name = readable(path)
         if name not in self.result.kept:
             self.result.kept.append(name)
 

@@ -21,7 +21,7 @@ from packhorse.root import PERSISTENT, SHARED, Root, State
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import Entry, File, Manifest
-from packhorse.snapshot.scan import Found, scan
+from packhorse.snapshot.scan import Found, readable, scan
 from packhorse.snapshot.writer import (
     Placed,
     Written,
@@ -130,7 +130,7 @@ class _Push:
         )
         if written.changed:
             raise PackhorseError(
-                f"{_readable(written.changed[0])} in packages/ changed while it was saved.",
+                f"{readable(written.changed[0])} in packages/ changed while it was saved.",
                 "Push again when nothing installs into this root.",
             )
         self.local.index.keep_only(PACKAGES, {PACKAGES + item.path for item in found})
@@ -191,7 +191,7 @@ class _Push:
             level=level,
             deadline=deadline,
         )
-        self.result.unsaved += [_readable(path) for path in (*written.changed, *written.unfinished)]
+        self.result.unsaved += [readable(path) for path in (*written.changed, *written.unfinished)]
         frames_used, entries = _with_used_frames(written)
         if self.result.unsaved and all(isinstance(entry, documents.Directory) for entry in entries):
             return folded
@@ -278,7 +278,7 @@ class _Push:
         self.progress.stage(stage, sum(item.signature.size for item in found if item.kind == "file"))
 
     def _tell(self, path: bytes, what: str) -> None:
-        self.warn(f"{_readable(path)} is {what}; it is not saved")
+        self.warn(f"{readable(path)} is {what}; it is not saved")
 
 
 def push(
@@ -418,7 +418,3 @@ def _state_after(state: State, parts: Sequence[_Part]) -> State:
                 platform=part.manifest.platform,
             )
     return state
-
-
-def _readable(path: bytes) -> str:
-    return path.decode(errors="backslashreplace")
