@@ -12,10 +12,13 @@ from packhorse.cli import console, context
 @click.command("pull")
 @click.argument("snapshot", default="")
 @click.option(
-    "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests at a time."
+    "--connections", type=click.IntRange(1, 64), help="Requests at a time; by default as many as pay."
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), help="Threads that unpack and write; by default by processors."
 )
 @console.shared_options
-def command(snapshot: str, threads: int) -> None:
+def command(snapshot: str, connections: int | None, threads: int | None) -> None:
     """Make the root hold what the tag points to, or SNAPSHOT (an id, or at least eight digits of it).
 
     A pull that was interrupted goes on where it was. Files of models/, deps/ and pip/ that changed here are
@@ -38,6 +41,7 @@ def command(snapshot: str, threads: int) -> None:
             interpreter=lambda: setup.interpreter,
             progress=progress,
             waiting=context.waiting,
+            connections=connections,
             threads=threads,
         )
     for path in result.kept:

@@ -37,6 +37,10 @@ class NotFoundError(StorageError):
     """There is no object with this key."""
 
 
+class UnreachableError(StorageError):
+    """No answer, or one that broke off: what may work the next time."""
+
+
 class Store:
     """The objects below the URL of a configuration. Safe to use from several threads."""
 
@@ -107,6 +111,18 @@ class Store:
             raise _cut_short(self.url, key)
         for offset, length in wanted:
             yield view[offset - start : offset - start + length]
+
+    async def get_range_async(self, key: str, start: int, end: int) -> memoryview:
+        """The bytes from `start` to `end` of an object in a store that keeps ranges; cancelling ends the request.
+
+        Raises NotFoundError, UnreachableError where the answer breaks off, StorageError, IntegrityError where the
+        object is shorter.
+        """
+        with _told(self.url, key):
+            view = memoryview(await obstore.get_range_async(self._objects, key, start=start, end=end))
+        if len(view) != end - start:
+            raise _cut_short(self.url, key)
+        return view
 
     def keeps_ranges(self, key: str) -> bool:
         """Whether the store sends only what is asked for, found out once, with the first byte of an object."""
@@ -215,7 +231,7 @@ def _translated(url: str, key: str, error: BaseException) -> PackhorseError:
         heart = re.findall(
             r"(?:HTTP error: |source: )?([^\n:]{3,200})", text.split("\n\nDebug source:", maxsplit=1)[0]
         )
-        return StorageError(
+        return UnreachableError(
             f"The store {url} cannot be reached: {heart[-1].strip() if heart else type(error).__name__}.",
             "Check storage.url, storage.endpoint and the network.",
         )

@@ -1,14 +1,21 @@
 """Frames from the store into trees: neighbours in one request, several requests at a time, all bytes proven.
 
-Promises bounded memory: at most `threads` requests of BATCH bytes and one raw frame each.
+One thread asks, and asks again what is overdue or broke off; others prove, decompress and write. Promises bounded
+memory: HELD bytes asked for and not yet written, and one raw frame for each writing thread.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import queue
+import random
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 from packhorse.errors import MEND, IntegrityError
 from packhorse.progress import Progress
@@ -16,13 +23,22 @@ from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Frame
 from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.writer import Placed
-from packhorse.store.objects import NotFoundError, Store
+from packhorse.store.objects import NotFoundError, Store, UnreachableError
+from packhorse.transfer.pace import Pace
+from packhorse.watch import processors
+from packhorse.watch.memory import keep_freed
 
-BATCH = 16 << 20
-"""The most that one request asks for, in stored bytes."""
+BATCH = 8 << 20
+"""The most that one request asks for, in stored bytes, unless one frame has more."""
 GAP = 256 << 10
 """Unwanted bytes between two frames that are rather read than skipped with a request more."""
-THREADS = 4
+HELD = 40 << 20
+"""The most bytes that are asked for and not yet written."""
+WRITERS_MOST = 8
+ATTEMPTS = 6
+"""How often a batch is asked for when requests break off, beside the client's own attempts at a connection."""
+_TICK = 0.1
+"""Seconds between two looks for what is overdue."""
 
 
 @dataclass(frozen=True)
@@ -35,67 +51,263 @@ class Job:
     placed: Placed
 
 
-def fetch(store: Store, jobs: Iterable[Job], progress: Progress, *, threads: int = THREADS) -> int:
+@dataclass
+class _Batch:
+    """Neighbouring frames of one pack, in the order of their offsets."""
+
+    jobs: list[Job]
+    start: int
+    end: int
+    attempts: int = 0
+    requests: set[asyncio.Task[memoryview]] = field(default_factory=set)
+    asked: float = 0.0
+    """When it was last asked for."""
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    @property
+    def key(self) -> str:
+        return _key(self.jobs[0])
+
+
+def fetch(
+    store: Store,
+    jobs: Iterable[Job],
+    progress: Progress,
+    *,
+    connections: int | None = None,
+    threads: int | None = None,
+) -> int:
     """Bring every job's frame into its tree; returns the bytes requested.
 
-    Raises IntegrityError for what is not what its digest says, and StorageError.
+    `connections` and `threads` pin the number of requests at a time and of threads that write; without them both
+    follow from the line and the processors. Raises IntegrityError for what is not what its digest says, and
+    StorageError.
     """
     waiting = sorted(jobs, key=lambda job: (job.placed.pack, job.placed.offset))
     if not waiting:
         return 0
+    keep_freed()
     try:
         ranged = store.keeps_ranges(_key(waiting[0]))
     except NotFoundError as error:
         raise _missing(waiting[0]) from error
+    writers = threads or min(processors.usable() + 1, WRITERS_MOST)
+    batches = _batches(waiting, whole_packs=not ranged)
+    if not ranged:
+        return _fetch_whole_packs(store, batches, progress, writers)
+    line = _Line(store, batches, connections, writers)
+    with ThreadPoolExecutor(writers + 1, thread_name_prefix="fetch") as pool:
+        asking: Future[None] = pool.submit(lambda: asyncio.run(line.run()))
+        writing = [pool.submit(_write_what_comes, store, line, progress) for _ in range(writers)]
+        try:
+            done, _ = wait([asking, *writing], return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            line.stop()
+        for future in (asking, *writing):
+            future.result()
+    return line.bytes
+
+
+class _Line:
+    """The requests on their way to the store. `run` is the only thing that runs in its thread."""
+
+    def __init__(
+        self, store: Store, batches: Sequence[_Batch], connections: int | None, writers: int
+    ) -> None:
+        self.arrived: queue.SimpleQueue[tuple[_Batch, memoryview] | None] = queue.SimpleQueue()
+        """Batches with their bytes; None tells one writer that nothing more comes."""
+        self.bytes = 0
+        self._store, self._writers = store, writers
+        self._pending = deque(batches)
+        self._left = len(batches)
+        self._delayed: list[tuple[float, _Batch]] = []
+        self._active: dict[asyncio.Task[memoryview], _Batch] = {}
+        self._held = 0
+        self._lock = threading.Lock()
+        self._pace = Pace(time.monotonic(), pinned=connections)
+        self._stopped = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+
+    # --- called by writers ---
+
+    def written(self, batch: _Batch) -> None:
+        """A batch is no longer in memory."""
+        with self._lock:
+            self._held -= batch.size
+        self._wake()
+
+    def stop(self) -> None:
+        """Ask for nothing more."""
+        self._stopped = True
+        self._wake()
+
+    def _wake(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(self._news.set)
+
+    # --- in its own thread ---
+
+    async def run(self) -> None:
+        """Ask for everything, then tell the writers to end. Raises what a batch fails with for good."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            while self._left and not self._stopped:
+                self._ask()
+                await self._something_happens()
+                self._settle()
+                self._ask_again()
+        finally:
+            self._loop = None
+            tasks = list(self._active)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for _ in range(self._writers):
+                self.arrived.put(None)
+
+    def _ask(self) -> None:
+        now = time.monotonic()
+        due = [batch for when, batch in self._delayed if when <= now]
+        self._delayed = [each for each in self._delayed if each[0] > now]
+        self._pending.extendleft(due)
+        while self._pending and len(self._active) < self._pace.limit:
+            size = self._pending[0].size
+            with self._lock:
+                if self._held and self._held + size > HELD:
+                    return
+                self._held += size
+            self._request(self._pending.popleft())
+
+    def _request(self, batch: _Batch) -> None:
+        task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))
+        batch.asked = time.monotonic()
+        batch.requests.add(task)
+        self._active[task] = batch
+
+    async def _something_happens(self) -> None:
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait({*self._active, news}, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+        self._news.clear()
+
+    def _settle(self) -> None:
+        now = time.monotonic()
+        for task in [task for task in self._active if task.done()]:
+            batch = self._active.pop(task, None)
+            if batch is None:  # the slower twin of one that has just arrived
+                continue
+            batch.requests.discard(task)
+            error = task.exception()
+            if error is None:
+                for twin in batch.requests:
+                    twin.cancel()
+                    self._active.pop(twin, None)
+                batch.requests.clear()
+                self._left -= 1
+                self.bytes += batch.size
+                self._pace.ended(batch.size, now - batch.asked, now, awaited=self.arrived.empty())
+                self.arrived.put((batch, task.result()))
+            elif not batch.requests:
+                self._failed(batch, error, now)
+
+    def _failed(self, batch: _Batch, error: BaseException, now: float) -> None:
+        """The last request for a batch broke: ask again a little later, each time later, all workers apart."""
+        batch.attempts += 1
+        if isinstance(error, NotFoundError):
+            raise _missing(batch.jobs[0]) from error
+        if not isinstance(error, UnreachableError) or batch.attempts >= ATTEMPTS:
+            raise error
+        with self._lock:
+            self._held -= batch.size
+        self._delayed.append((now + random.uniform(0.1, 0.3) * 2**batch.attempts, batch))  # noqa: S311
+
+    def _ask_again(self) -> None:
+        """Ask once more for what is overdue, beside the request that may still answer: the first to come counts.
+
+        For few at a time: when all are slow the line is, and asking twice would make it worse.
+        """
+        now, patience = time.monotonic(), self._pace.patience()
+        asked = self._asked()
+        twins = len(self._active) - len(asked)
+        for batch in asked:
+            if twins >= max(1, len(self._active) // 4):
+                return
+            if now - batch.asked > patience and len(batch.requests) < 3:
+                self._request(batch)
+                twins += 1
+
+    def _asked(self) -> list[_Batch]:
+        """The batches that are asked for now, the one that waits longest first."""
+        return sorted({id(batch): batch for batch in self._active.values()}.values(), key=lambda b: b.asked)
+
+
+def _write_what_comes(store: Store, line: _Line, progress: Progress) -> None:
+    while (item := line.arrived.get()) is not None:
+        batch, content = item
+        for job in batch.jobs:
+            start = job.placed.offset - batch.start
+            _put(store, job, content[start : start + job.placed.length], progress)
+        del item, content
+        line.written(batch)
+
+
+def _put(store: Store, job: Job, stored: frames.Bytes, progress: Progress) -> None:
+    job.tree.put(job.number, _proven(store, job, stored))
+    progress.advance(job.frame.length)
+
+
+def _fetch_whole_packs(store: Store, batches: Sequence[_Batch], progress: Progress, threads: int) -> int:
+    """For a store that ignores ranges: each pack is streamed once."""
     stop = threading.Event()
 
-    def bring(batch: Sequence[Job]) -> int:
-        return 0 if stop.is_set() else _bring(store, batch, progress)
+    def bring(batch: _Batch) -> int:
+        wanted: dict[tuple[int, int], list[Job]] = {}
+        for job in batch.jobs:
+            wanted.setdefault((job.placed.offset, job.placed.length), []).append(job)
+        try:
+            for span, stored in zip(wanted, store.ranges(batch.key, list(wanted))):
+                for job in wanted[span]:
+                    if stop.is_set():
+                        return 0
+                    _put(store, job, stored, progress)
+        except NotFoundError as error:
+            raise _missing(batch.jobs[0]) from error
+        return batch.size
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
-        futures = [pool.submit(bring, batch) for batch in _batches(waiting, whole_packs=not ranged)]
+        futures = [pool.submit(bring, batch) for batch in batches]
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = next((future for future in done if future.exception()), None)
-            if failed is not None:
-                failed.result()
+            return sum(future.result() for future in futures)
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-        return sum(future.result() for future in futures)
 
 
-def _batches(jobs: Sequence[Job], *, whole_packs: bool) -> list[list[Job]]:
-    batches: list[list[Job]] = []
-    start = end = 0
+def _batches(jobs: Sequence[Job], *, whole_packs: bool) -> list[_Batch]:
+    """`jobs`, which are in the order of packs and offsets, as they are asked for."""
+    batches: list[_Batch] = []
     for job in jobs:
-        placed = job.placed
-        same = bool(batches) and batches[-1][-1].placed.pack == placed.pack
-        near = whole_packs or (placed.offset - end <= GAP and placed.offset + placed.length - start <= BATCH)
-        if same and near:
-            batches[-1].append(job)
-        else:
-            batches.append([job])
-            start = placed.offset
-        end = placed.offset + placed.length
+        placed, end = job.placed, job.placed.offset + job.placed.length
+        last = batches[-1] if batches else None
+        if last is not None and last.jobs[0].placed.pack == placed.pack:
+            near = placed.offset - last.end <= GAP and max(end, last.end) - last.start <= BATCH
+            if whole_packs or near:
+                last.jobs.append(job)
+                last.end = max(last.end, end)
+                continue
+        batches.append(_Batch([job], placed.offset, end))
     return batches
-
-
-def _bring(store: Store, batch: Sequence[Job], progress: Progress) -> int:
-    key = _key(batch[0])
-    spans = sorted({(job.placed.offset, job.placed.length) for job in batch})
-    wanted: dict[tuple[int, int], list[Job]] = {}
-    for job in batch:
-        wanted.setdefault((job.placed.offset, job.placed.length), []).append(job)
-    try:
-        for span, stored in zip(spans, store.ranges(key, spans)):
-            for job in wanted[span]:
-                job.tree.put(job.number, _proven(store, key, job, stored))
-                progress.advance(job.frame.length)
-    except NotFoundError as error:
-        raise _missing(batch[0]) from error
-    return spans[-1][0] + spans[-1][1] - spans[0][0]
 
 
 def _key(job: Job) -> str:
@@ -109,11 +321,11 @@ def _missing(job: Job) -> IntegrityError:
     )
 
 
-def _proven(store: Store, key: str, job: Job, stored: frames.Bytes) -> frames.Bytes:
+def _proven(store: Store, job: Job, stored: frames.Bytes) -> frames.Bytes:
     """The raw bytes of a frame; one that arrived corrupt is asked for once more."""
     placed, frame = job.placed, job.frame
     try:
         return frames.decompress(stored, placed.codec, placed.digest, frame.digest, frame.length)
     except IntegrityError:
-        [again] = store.ranges(key, [(placed.offset, placed.length)])
+        [again] = store.ranges(_key(job), [(placed.offset, placed.length)])
         return frames.decompress(again, placed.codec, placed.digest, frame.digest, frame.length)

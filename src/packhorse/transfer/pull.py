@@ -27,7 +27,7 @@ from packhorse.snapshot.writer import content_of, placed_by
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
-from packhorse.transfer.fetch import THREADS, Job, fetch
+from packhorse.transfer.fetch import Job, fetch
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import Plan, Standing, plan, standing
 from packhorse.transfer.union import Winner, union
@@ -99,17 +99,19 @@ def pull(
     interpreter: Callable[[], Interpreter],
     progress: Progress,
     waiting: Callable[[str], None],
-    threads: int = THREADS,
+    connections: int | None = None,
+    threads: int | None = None,
 ) -> PullResult:
     """Make the root hold `target`.
 
     Raises IntegrityError, NoSpaceError (before anything is written), StorageError, and PackhorseError where the
-    packages are for another Python or platform, or are in use by a running command.
+    packages are for another Python or platform, or are in use by a running command. `connections` and `threads` are those
+    of `fetch`.
     """
     started = time.monotonic()
     with root.writing(waiting):
         restore = _Restore(root, store, target, interpreter, progress)
-        result = restore.run(threads)
+        result = restore.run(connections, threads)
     result.seconds = time.monotonic() - started
     result.peak_rss_bytes = peak()
     return result
@@ -134,7 +136,7 @@ class _Restore:
         self.winners: dict[bytes, Winner] = {}
         self.plan = Plan({}, set(), [])
 
-    def run(self, threads: int) -> PullResult:
+    def run(self, connections: int | None, threads: int | None) -> PullResult:
         packages = self._plan_packages()
         shared = self._plan_shared()
         trees = [*([packages] if packages else []), *shared.values()]
@@ -148,7 +150,7 @@ class _Restore:
         self._require_space(trees)
         self.root.record(msgspec.structs.replace(self.state, state="partial"))
         try:
-            self._bring(packages, shared, threads)
+            self._bring(packages, shared, connections, threads)
             if packages is not None:
                 self._exchange(packages)
         except BaseException:
@@ -246,7 +248,13 @@ class _Restore:
 
     # --- bringing ---
 
-    def _bring(self, packages: Tree | None, shared: Mapping[str, Tree], threads: int) -> None:
+    def _bring(
+        self,
+        packages: Tree | None,
+        shared: Mapping[str, Tree],
+        connections: int | None,
+        threads: int | None,
+    ) -> None:
         jobs: list[Job] = []
         if packages is not None:
             jobs += self._jobs(packages, self.snapshot.packages)
@@ -256,7 +264,9 @@ class _Restore:
         if self.plan.wanted:
             self.result.pulled.append("shared")
         self.progress.stage("restoring", sum(job.frame.length for job in jobs))
-        self.result.transferred_bytes = fetch(self.store, jobs, self.progress, threads=threads)
+        self.result.transferred_bytes = fetch(
+            self.store, jobs, self.progress, connections=connections, threads=threads
+        )
         for tree in (*([packages] if packages else []), *shared.values()):
             tree.finish()
 

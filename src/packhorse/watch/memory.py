@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from typing import NamedTuple
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""mallopt(3)."""
+_LARGEST_KEPT, _KEPT = 32 << 20, 64 << 20
+"""The largest buffer that is taken from kept memory (glibc allows no more), and what is kept, in bytes."""
 
 
 class Memory(NamedTuple):
@@ -47,3 +53,17 @@ def _number(path: str) -> int | None:
             return int(file.read())
     except (OSError, ValueError):  # not there, or "max"
         return None
+
+
+def keep_freed() -> None:
+    """Let the allocator keep what is freed instead of handing it back at once.
+
+    Transfers take and give back buffers of several MiB all the time. By itself glibc maps each from the kernel, which
+    clears every page of it again: half a second for each GB. No effect where there is no mallopt(3), as with musl.
+    """
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -1,0 +1,67 @@
+"""How many requests at a time pay, and when one is overdue: learned from those that ended.
+
+Knows neither stores nor threads: it is told of each request that ended, by the caller's clock in seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+FIRST, LEAST, MOST = 4, 2, 32
+"""Requests at a time: at the start, and what it is kept between."""
+_GAIN = 1.06
+"""More requests at a time are kept when they bring this much more."""
+_REST = 10
+"""Windows for which a number that was found is kept before more are tried again."""
+_OVERDUE = 3.0
+"""A request that takes this many times as long as most is overdue."""
+_PATIENCE, _FIRST_PATIENCE = 0.5, 5.0
+"""Seconds after which a request may be overdue at the earliest: when others have ended, and when none has."""
+
+
+class Pace:
+    """The number of requests at a time: `limit`, climbed up and down by what it brings.
+
+    More are tried while those who use the bytes wait for them. Where the processor is what everything waits for, more
+    would only take memory, so the number falls.
+    """
+
+    def __init__(self, now: float, *, pinned: int | None = None) -> None:
+        self.limit = pinned or FIRST
+        self._pinned = pinned is not None
+        self._durations: deque[float] = deque(maxlen=32)
+        self._before: tuple[int, float] | None = None
+        self._rest = 0
+        self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        self._since, self._count, self._bytes, self._waited = now, 0, 0, 0
+
+    def ended(self, size: int, seconds: float, now: float, *, awaited: bool) -> None:
+        """A request of `size` bytes took `seconds`; `awaited`: somebody had nothing to do until it came."""
+        self._durations.append(seconds)
+        self._count += 1
+        self._bytes += size
+        self._waited += awaited
+        if not self._pinned and self._count >= 2 * self.limit and now > self._since:
+            self._turn(self._bytes / (now - self._since), self._waited * 2 >= self._count)
+            self._begin(now)
+
+    def _turn(self, rate: float, starving: bool) -> None:
+        """One window ended in which `rate` bytes a second came."""
+        if not starving:
+            self.limit, self._before = max(LEAST, self.limit - 1), None
+        elif self._before is not None and rate < self._before[1] * _GAIN:
+            self.limit, self._before, self._rest = self._before[0], None, _REST
+        elif self._rest:
+            self._rest -= 1
+        elif self.limit < MOST:
+            self._before = self.limit, rate
+            self.limit = min(MOST, self.limit + max(1, self.limit // 2))
+
+    def patience(self) -> float:
+        """Seconds after which a request is overdue, so that asking once more may be faster."""
+        if len(self._durations) < LEAST:
+            return _FIRST_PATIENCE
+        return max(_PATIENCE, _OVERDUE * median(self._durations))
