@@ -31,14 +31,14 @@ _ENTRY_LEAST = 64
 _PTX, _CUBIN = 1, 2
 _PLAIN, _ARCHITECTURE, _FAMILY = 0, 1 << 20, 1 << 21
 """Flags of a cubin: neither, sm_90a and its kind, sm_100f and its kind."""
-_KNOWN_FLAGS = _ARCHITECTURE | _FAMILY | 1 << 24 | 0xF011
-"""Also: a cubin of the generation of sm_100, the kinds of compression, Linux, 64 bits. Not: debugging."""
+_KNOWN_FLAGS = _ARCHITECTURE | _FAMILY | 1 << 24 | 0xA011
+"""Also: a cubin of sm_100 or newer, LZ4, zstd, Linux, 64 bits. Not among them: debugging."""
 
 _END = 1000
-_INTEGRATED = frozenset((32, 53, 62, 72, 87, 88, 101, 110))
-"""Tegra: the guarantee of binary compatibility leaves these out."""
+_COMPATIBLE = frozenset((50, 52, 60, 61, 70, 75, 80, 86, 89, 90, 100, 103, 120, 121))
+"""Capabilities that surely run cubins of lower minor ones. Tegra has no such guarantee, a new one may be anything."""
 _RENAMED = frozenset((101, 110))
-"""One GPU (Thor): CUDA 12 called it 10.1, CUDA 13 calls it 11.0."""
+"""One GPU (Thor): CUDA 12 calls it 10.1, CUDA 13 calls it 11.0."""
 
 
 class Extent(NamedTuple):
@@ -303,17 +303,25 @@ def _labels(entries: Sequence[_Entry]) -> list[str]:
 
 
 def _needing(entry: _Entry, entries: Sequence[_Entry]) -> set[int]:
-    """The compute capabilities whose driver may pick `entry` of `entries`: where it may run, and nothing better does."""
-    capabilities = set(_where_it_may_run(entry))
+    """The compute capabilities whose driver may pick `entry` among `entries`: where it may run, and none is better.
+
+    Better than PTX is a cubin for that very capability, better than a cubin one for a higher minor one that runs.
+    """
+    capabilities = set(_may_run(entry))
     for other in entries:
-        if other.kind == _CUBIN and (entry.kind == _PTX or other.architecture > entry.architecture):
-            capabilities -= _where_it_surely_runs(other)
+        if other.kind != _CUBIN:
+            continue
+        if entry.kind == _PTX:
+            capabilities.discard(other.architecture)
+        elif other.architecture > entry.architecture:
+            capabilities -= _surely_runs(other)
     if capabilities & _RENAMED:
         capabilities |= _RENAMED
     return capabilities
 
 
-def _where_it_may_run(entry: _Entry) -> Iterable[int]:
+def _may_run(entry: _Entry) -> Iterable[int]:
+    """The capabilities that may run an entry; none where it is not known what it is."""
     if entry.kind == _PTX:
         return range(entry.architecture, _END)
     if entry.kind == _CUBIN:
@@ -321,12 +329,10 @@ def _where_it_may_run(entry: _Entry) -> Iterable[int]:
     return ()
 
 
-def _where_it_surely_runs(cubin: _Entry) -> set[int]:
-    """On its own capability, and if it is an ordinary cubin on higher minor ones; Tegra is another matter."""
-    alone = {cubin.architecture}
-    if cubin.variant != _PLAIN or cubin.architecture in _INTEGRATED:
-        return alone
-    return alone | (set(_same_major(cubin.architecture)) - _INTEGRATED)
+def _surely_runs(cubin: _Entry) -> set[int]:
+    """The capabilities that run a cubin without doubt: its own, and for an ordinary cubin the compatible ones."""
+    others = _COMPATIBLE.intersection(_same_major(cubin.architecture)) if cubin.variant == _PLAIN else ()
+    return {cubin.architecture, *others}
 
 
 def _same_major(architecture: int) -> range:
