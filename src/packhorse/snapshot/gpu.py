@@ -36,7 +36,7 @@ _KNOWN_FLAGS = _ARCHITECTURE | _FAMILY | 1 << 24 | 0xA011
 
 _END = 1000
 _COMPATIBLE = frozenset((50, 52, 60, 61, 70, 75, 80, 86, 89, 90, 100, 103, 120, 121))
-"""Capabilities that surely run cubins of lower minor ones. Tegra has no such guarantee, a new one may be anything."""
+"""Of these the higher surely run cubins of the lower with the same major. Tegra has no such guarantee."""
 _RENAMED = frozenset((101, 110))
 """One GPU (Thor): CUDA 12 calls it 10.1, CUDA 13 calls it 11.0."""
 
@@ -305,14 +305,15 @@ def _labels(entries: Sequence[_Entry]) -> list[str]:
 def _needing(entry: _Entry, entries: Sequence[_Entry]) -> set[int]:
     """The compute capabilities whose driver may pick `entry` among `entries`: where it may run, and none is better.
 
-    Better than PTX is a cubin for that very capability, better than a cubin one for a higher minor one that runs.
+    Better than PTX is an ordinary cubin for that very capability, better than a cubin one for a higher minor that runs.
     """
     capabilities = set(_may_run(entry))
     for other in entries:
         if other.kind != _CUBIN:
             continue
         if entry.kind == _PTX:
-            capabilities.discard(other.architecture)
+            if other.variant == _PLAIN:
+                capabilities.discard(other.architecture)
         elif other.architecture > entry.architecture:
             capabilities -= _surely_runs(other)
     if capabilities & _RENAMED:
@@ -330,9 +331,10 @@ def _may_run(entry: _Entry) -> Iterable[int]:
 
 
 def _surely_runs(cubin: _Entry) -> set[int]:
-    """The capabilities that run a cubin without doubt: its own, and for an ordinary cubin the compatible ones."""
-    others = _COMPATIBLE.intersection(_same_major(cubin.architecture)) if cubin.variant == _PLAIN else ()
-    return {cubin.architecture, *others}
+    """The capabilities that run a cubin without doubt: its own, and those that are compatible with an ordinary one."""
+    if cubin.variant != _PLAIN or cubin.architecture not in _COMPATIBLE:
+        return {cubin.architecture}
+    return {cubin.architecture, *_COMPATIBLE.intersection(_same_major(cubin.architecture))}
 
 
 def _same_major(architecture: int) -> range:
