@@ -28,6 +28,8 @@ _ENTRY = struct.Struct("<HHIQIIHHIIIQ")
 """Kind, version, size of this header, size of the payload, compressed size, offset of options, minor and major version,
 architecture, offset and length of a name, flags."""
 _ENTRY_LEAST = 64
+_ENTRIES_MOST = 512
+"""Of one container; real ones have some twenty."""
 _PTX, _CUBIN = 1, 2
 _PLAIN, _ARCHITECTURE, _FAMILY = 0, 1 << 20, 1 << 21
 """Flags of a cubin: neither, sm_90a and its kind, sm_100f and its kind."""
@@ -270,7 +272,7 @@ def _cold(descriptor: int, start: int, end: int) -> Iterator[Extent]:
             found = list(_entries(descriptor, start + header_size, stop))
         except _MalformedError:
             found = []
-        labels = _labels(tuple(entry for _, _, entry in found))
+        labels = _labels(tuple(entry for _, _, entry in found)) if len(found) <= _ENTRIES_MOST else ()
         for (offset, size, _), gpus in zip(found, labels):
             if gpus and size >= LEAST_COLD:
                 yield Extent(offset, size, gpus)
@@ -296,8 +298,8 @@ def _entries(descriptor: int, position: int, stop: int) -> Iterator[tuple[int, i
         position = payload + size
 
 
-@lru_cache(maxsize=4096)
-def _labels(entries: Sequence[_Entry]) -> list[str]:
+@lru_cache(maxsize=1024)
+def _labels(entries: tuple[_Entry, ...]) -> list[str]:
     """Which GPUs need each entry of a container with these entries."""
     return [_label(_needing(entry, entries)) for entry in entries]
 
@@ -331,8 +333,13 @@ def _may_run(entry: _Entry) -> Iterable[int]:
 
 
 def _surely_runs(cubin: _Entry) -> set[int]:
-    """The capabilities that run a cubin without doubt: its own, and those that are compatible with an ordinary one."""
-    if cubin.variant != _PLAIN or cubin.architecture not in _COMPATIBLE:
+    """The capabilities whose driver takes a cubin before one for a lower minor: its own, and the compatible ones.
+
+    None for sm_103a and its kind: NVIDIA's linker prefers sm_100 to it when asked for sm_103.
+    """
+    if cubin.variant == _ARCHITECTURE:
+        return set()
+    if cubin.variant == _FAMILY or cubin.architecture not in _COMPATIBLE:
         return {cubin.architecture}
     return {cubin.architecture, *_COMPATIBLE.intersection(_same_major(cubin.architecture))}
 
