@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench-e2e bench-startup clean
+.PHONY: help demo test test-gpu-code lint format bench-e2e bench-startup clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -18,6 +18,9 @@ demo: $(VENV)/.package  ## Show the main job on a small environment, in under th
 
 test: $(VENV)/.test  ## Run all tests; PYTEST_ARGS="-k pull" runs some
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+test-gpu-code: $(VENV)/.gpu-code  ## Hold the choice of GPU code against NVIDIA's own linker (94 MB more to download)
+	@$(BIN)/pytest -m gpu_code $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## Check style and types
 	@$(BIN)/ruff check
@@ -50,7 +53,7 @@ $(VENV)/.package: $(VENV)/.python pyproject.toml
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.package
+$(VENV)/.test $(VENV)/.lint $(VENV)/.gpu-code: $(VENV)/.%: $(VENV)/.package
 	@echo 'Installing what `make $*` needs into $(VENV)'
 	@$(PIP) install --group $*
 	@touch $@
