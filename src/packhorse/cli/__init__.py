@@ -31,6 +31,7 @@ COMMANDS = {
     "env": "Print the environment table, for eval.",
     "status": "Show the root, the disks, the store and what it costs.",
     "snapshots": "List the snapshots of the store.",
+    "diff": "Show what changed between two snapshots.",
     "verify": "Check the files of the root against their digests.",
     "demo": "Show the main job on a small environment and an embedded store.",
 }
