@@ -18,6 +18,7 @@ from packhorse.cli import COMMANDS
 from packhorse.cli import packhorse as group
 from packhorse.install.environment import InstallResult
 from packhorse.transfer.compare import Verification
+from packhorse.transfer.diff import Difference
 from packhorse.transfer.pull import PullResult
 from packhorse.transfer.push import PushResult
 
@@ -83,7 +84,13 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 
 @pytest.mark.parametrize(
     ("name", "result"),
-    [("install", InstallResult), ("push", PushResult), ("pull", PullResult), ("verify", Verification)],
+    [
+        ("install", InstallResult),
+        ("push", PushResult),
+        ("pull", PullResult),
+        ("diff", Difference),
+        ("verify", Verification),
+    ],
 )
 def test_the_json_keys_are_those_of_the_result(name: str, result: type[msgspec.Struct]) -> None:
     assert table(f"packhorse {name}", "JSON key") == list(result.__struct_encode_fields__)

@@ -31,7 +31,9 @@ COMMANDS = {
     "env": "Print the environment table, for eval.",
     "status": "Show the root, the disks, the store and what it costs.",
     "snapshots": "List the snapshots of the store.",
+    "diff": "Show what changed between two snapshots.",
     "verify": "Check the files of the root against their digests.",
+    "bench": "Measure a cold start here, restored and by a plain pip install.",
     "demo": "Show the main job on a small environment and an embedded store.",
 }
 _HIDDEN = ("boot", "backup")  # the two processes that `run` starts

@@ -26,8 +26,8 @@ from packhorse.session import Session
 from packhorse.worker import path_report
 from packhorse.worker.supervise import ENDING, Process, Stopped, Supervisor
 
-_OWN = "import sys; sys.path = [p for p in sys.path if p]; from packhorse.cli import main; main()"
-"""Without the working directory, where a file may be called like a module of ours."""
+OWN = "import sys; sys.path = [p for p in sys.path if p]; from packhorse.cli import main; main()"
+"""Runs packhorse (`python -c`) without the working directory, where a file may be called like a module of ours."""
 
 _MARGIN = 0.5
 """Seconds between the deadline a backup is told and the time at which it is killed."""
@@ -59,7 +59,7 @@ class Invocation:
 
     def own(self, name: str, *arguments: str) -> list[str]:
         """The command line of a process of packhorse's own."""
-        return [sys.executable, "-c", _OWN, name, *arguments, *self.flags]
+        return [sys.executable, "-c", OWN, name, *arguments, *self.flags]
 
 
 class Status:

@@ -1,0 +1,234 @@
+"""`packhorse diff` tells what changed between snapshots, tags and the root, by what people call it, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import Packhorse
+from tests.install.index import Index, serve
+from tests.servers import S3Server
+
+from packhorse.config import Storage
+from packhorse.store.objects import Store
+from packhorse.transfer.fetch import GAP
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """A package index that offers nothing yet."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    with serve(directory) as index:
+        yield index
+
+
+@pytest.fixture
+def storage(seaweedfs: S3Server) -> Storage:
+    """A bucket of a real server."""
+    return Storage(url=f"s3://{seaweedfs.new_bucket()}/envs", endpoint=seaweedfs.endpoint)
+
+
+@pytest.fixture
+def environ(
+    environ: dict[str, str], root_path: Path, index: Index, storage: Storage, seaweedfs: S3Server
+) -> dict[str, str]:
+    """One root, one store and one index for all commands of a test."""
+    kept = {name: value for name, value in environ.items() if not name.startswith("PIP_")}
+    return {
+        **kept,
+        **seaweedfs.environ(),
+        "PACKHORSE_ROOT": str(root_path),
+        "PACKHORSE_STORAGE_URL": storage.url,
+        "PACKHORSE_STORAGE_ENDPOINT": storage.endpoint,
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_INDEX_URL": index.url,
+    }
+
+
+def _json(packhorse: Packhorse, *words: str | Path, code: int = 0, **options: Any) -> dict[str, Any]:
+    done = packhorse(*words, "--json", **options)
+    assert done.returncode == code, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def _snapshot(packhorse: Packhorse, dependencies: Sequence[str]) -> str:
+    """Install these and push; returns the snapshot's id."""
+    file = packhorse.directory / "packhorse.toml"
+    file.write_text(f"[environment]\ndependencies = {json.dumps(list(dependencies))}\n")
+    _json(packhorse, "install")
+    snapshot: str = _json(packhorse, "push")["snapshot"]
+    return snapshot
+
+
+def _counts(change: dict[str, Any]) -> tuple[int, int, int]:
+    return change["added"], change["removed"], change["changed"]
+
+
+def test_files_are_told_by_their_distribution_whatever_they_are_called(
+    packhorse: Packhorse, index: Index
+) -> None:
+    image = {"IMG/__init__.py": "", "IMG/png.py": "a = 1\n", "_img_native.so": b"\x7fELF one"}
+    index.add("picture", "1.0", image)
+    index.add(
+        "picture", "2.0", {**image, "IMG/png.py": "a = 2\n", "IMG/webp.py": "", "_img_native.so": b"\x7fELF"}
+    )
+    index.add("vendor-blas", "1.0", {"vendor/blas/lib.so": os.urandom(2_000_000)})
+    index.add("vendor-fft", "1.0", {"vendor/fft/lib.so": os.urandom(1_500_000)})
+    index.add("vendor-fft", "1.1", {"vendor/fft/lib.so": os.urandom(1_600_000)})
+    index.add("gone", "3", {"gone.py": ""})
+    before = _snapshot(packhorse, ["picture==1.0", "vendor-blas", "vendor-fft==1.0", "gone"])
+    after = _snapshot(packhorse, ["picture==2.0", "vendor-blas", "vendor-fft==1.1"])
+    found = _json(packhorse, "diff", before, after)
+    assert [(each["name"], each["old"], each["new"]) for each in found["distributions"]] == [
+        ("gone", "3", ""),
+        ("picture", "1.0", "2.0"),
+        ("vendor-fft", "1.0", "1.1"),
+    ]
+    assert found["paths"] == []
+    gone, picture, fft = found["distributions"]
+    # Each has five files of metadata. Bytecode keeps the time of its source, and so changes with every installation.
+    assert _counts(gone) == (0, 2 + 5, 0)
+    assert _counts(picture) == (2 + 5, 5, 4)
+    assert _counts(fft) == (5, 5, 1)
+    assert 1_600_000 <= fft["bytes"] < 1_610_000
+    assert 100_000 <= fft["disk_bytes"] < 110_000
+    table = packhorse("diff", before[:8], after[:8]).stdout
+    assert "vendor-fft" in table
+    assert "vendor-blas" not in table
+
+
+def test_the_bytes_to_fetch_are_those_that_a_pull_then_fetches(
+    packhorse: Packhorse, index: Index, root_path: Path, tmp_path: Path
+) -> None:
+    for version in ("1", "2"):
+        index.add("library", version, {"library/one.so": os.urandom(9_000_000), "library/two.py": version})
+    index.add("other", "1", {"other/data": os.urandom(3_000_000), "other/small": os.urandom(700_000)})
+    before = _snapshot(packhorse, ["library==1", "other"])
+    (root_path / "models/weights").write_bytes(os.urandom(5_000_000))
+    (root_path / "models/zeros").write_bytes(bytes(10_000_000))
+    after = _snapshot(packhorse, ["library==2", "other"])
+    found = _json(packhorse, "diff", before, after)
+    worker = tmp_path / "worker"
+    _json(packhorse, "pull", before, "--root", worker)
+    fetched = _json(packhorse, "pull", after, "--root", worker)["transferred_bytes"]
+    assert 0 <= fetched - found["fetch_bytes"] <= 10 * GAP
+    assert 14_000_000 < found["fetch_bytes"] < 20_000_000
+    everything = _json(packhorse, "pull", after, "--root", tmp_path / "new")["transferred_bytes"]
+    assert 0 <= everything - found["whole_bytes"] <= 10 * GAP
+    assert found["disk_bytes"] == found["b"]["bytes"] - found["a"]["bytes"] >= 15_000_000
+
+
+def test_other_files_are_told_by_the_directory_they_lie_in(packhorse: Packhorse, root_path: Path) -> None:
+    def write(name: str, size: int) -> None:
+        (root_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (root_path / name).write_bytes(os.urandom(size))
+
+    packhorse("status")
+    write("models/llama/weights", 2_000_000)
+    write("models/llama/config.json", 100)
+    write("deps/tool", 10)
+    before = _json(packhorse, "push")["snapshot"]
+    write("models/llama/config.json", 150)
+    write("models/qwen/deep/weights", 1_000)
+    write("packages/by-hand/module.py", 20)
+    (root_path / "deps/tool").chmod(0o755)
+    found = _json(packhorse, "diff", before, _json(packhorse, "push")["snapshot"])
+    assert {each["path"]: (*_counts(each), each["disk_bytes"]) for each in found["paths"]} == {
+        "deps/tool": (0, 0, 1, 0),
+        "models/llama": (0, 0, 1, 50),
+        "models/qwen": (1, 0, 0, 1_000),
+        "packages/by-hand": (1, 0, 0, 20),
+    }
+    assert found["distributions"] == []
+
+
+def test_without_a_second_it_is_the_root_as_it_is_now(
+    packhorse: Packhorse, index: Index, root_path: Path
+) -> None:
+    index.add("module", "1", {"module/__init__.py": "x = 1\n", "module/data": os.urandom(2_000_000)})
+    pushed = _snapshot(packhorse, ["module"])
+    assert _json(packhorse, "diff", "main")["distributions"] == []
+    (root_path / "packages/module/__init__.py").write_text("x = 2\n")
+    (root_path / "models/new").write_bytes(b"12345")
+    found = _json(packhorse, "diff", pushed)
+    [module] = found["distributions"]
+    assert (module["name"], module["old"], module["new"]) == ("module", "1", "1")
+    assert _counts(module) == (0, 0, 1)
+    assert [each["path"] for each in found["paths"]] == ["models/new"]
+    assert found["b"]["name"] == str(root_path)
+    assert found["fetch_bytes"] is None
+    assert "fetches" not in packhorse("diff", "main").stdout
+
+
+def test_bytecode_written_later_belongs_to_the_distribution_of_its_source(
+    packhorse: Packhorse, index: Index, root_path: Path
+) -> None:
+    index.add("module", "1", {"pkg/__init__.py": "x = 1\n"})
+    pushed = _snapshot(packhorse, ["module"])
+    shutil.copy(
+        next((root_path / "packages/pkg/__pycache__").iterdir()),
+        root_path / "packages/pkg/__pycache__/__init__.cpython-399.opt-1.pyc",
+    )
+    [change] = _json(packhorse, "diff", pushed)["distributions"]
+    assert (change["name"], _counts(change)) == ("module", (1, 0, 0))
+
+
+def test_times_alone_are_no_difference_but_are_fetched(packhorse: Packhorse, root_path: Path) -> None:
+    packhorse("status")
+    (root_path / "packages/file").write_bytes(os.urandom(2_000_000))
+    before = _json(packhorse, "push")["snapshot"]
+    os.utime(root_path / "packages/file", (1, 1))
+    after = _json(packhorse, "push")["snapshot"]
+    assert before != after
+    found = _json(packhorse, "diff", before, after)
+    assert (found["distributions"], found["paths"], found["fetch_bytes"]) == ([], [], 2_000_000)
+    assert "Nothing differs" in packhorse("diff", before, after).stdout
+
+
+def test_a_tag_is_its_newest_packages_and_wins_over_an_id_that_looks_alike(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    packhorse("status")
+    (root_path / "packages/file").write_text("one")
+    first = _json(packhorse, "push")["snapshot"]
+    (root_path / "packages/file").write_text("other")
+    second = _json(packhorse, "push", "--tag", first[:8])["snapshot"]
+    found = _json(packhorse, "diff", first, first[:8])
+    assert (found["a"]["snapshot"], found["b"]["snapshot"]) == (first, second)
+    assert _json(packhorse, "diff", "main", first[:9])["paths"] == []
+
+
+@pytest.mark.parametrize("name", ["nosuchtag", "1234567", "123456789a", "../x", "f" * 64])
+def test_what_does_not_exist_ends_with_3(packhorse: Packhorse, name: str) -> None:
+    facts = _json(packhorse, "diff", name, code=3)
+    assert "`packhorse snapshots` lists" in facts["remedy"]
+
+
+def test_it_changes_nothing(
+    packhorse: Packhorse, index: Index, storage: Storage, seaweedfs: S3Server
+) -> None:
+    index.add("module", "1")
+    index.add("module", "2")
+    before, after = _snapshot(packhorse, ["module==1"]), _snapshot(packhorse, ["module==2"])
+    store = Store(storage, seaweedfs.environ())
+    listing = store.list("")
+    assert _json(packhorse, "diff", before, after)["distributions"]
+    assert store.list("") == listing
+
+
+def test_a_pack_that_is_missing_ends_with_4(
+    packhorse: Packhorse, index: Index, storage: Storage, seaweedfs: S3Server
+) -> None:
+    index.add("module", "1")
+    index.add("module", "2")
+    before, after = _snapshot(packhorse, ["module==1"]), _snapshot(packhorse, ["module==2"])
+    store = Store(storage, seaweedfs.environ())
+    store.delete([item.key for item in store.list("packs/")])
+    assert "is missing from the store" in _json(packhorse, "diff", before, after, code=4)["error"]

@@ -1,0 +1,238 @@
+"""`packhorse bench` tells what a start costs here, and leaves the root, the store and the disk as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import Packhorse
+from tests.install.index import Index, serve
+from tests.servers import S3Server
+from tests.transfer.workers import persistent
+from tests.worker.conftest import alive, until
+
+from packhorse.config import Storage
+from packhorse.root import Root
+from packhorse.store.objects import Store
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """A package index with one module."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    with serve(directory) as index:
+        index.add("module", "1", {"module.py": "print('imported')\n", "module-data": os.urandom(3_000_000)})
+        yield index
+
+
+@pytest.fixture
+def store(seaweedfs: S3Server) -> Store:
+    """A prefix of a real server."""
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}/envs", endpoint=seaweedfs.endpoint)
+    return Store(storage, seaweedfs.environ())
+
+
+@pytest.fixture
+def environ(
+    environ: dict[str, str], root_path: Path, index: Index, store: Store, seaweedfs: S3Server, tmp_path: Path
+) -> dict[str, str]:
+    """One configuration for all commands of a test."""
+    (tmp_path / "packhorse.toml").write_text(
+        '[environment]\ndependencies = ["module"]\nverify = ["module"]\n'
+        '[run]\non-restore-failure = "install"\nbackup-every = "1s"\n'
+    )
+    kept = {name: value for name, value in environ.items() if not name.startswith("PIP_")}
+    return {
+        **kept,
+        **seaweedfs.environ(),
+        "PACKHORSE_ROOT": str(root_path),
+        "PACKHORSE_STORAGE_URL": store.url,
+        "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint,
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_INDEX_URL": index.url,
+    }
+
+
+@pytest.fixture
+def pushed(packhorse: Packhorse, root_path: Path) -> Path:
+    """A root that was installed and pushed, with a model of two million bytes."""
+    assert packhorse("install").returncode == 0
+    (root_path / "models/weights").write_bytes(os.urandom(2_000_000))
+    assert packhorse("push").returncode == 0
+    return root_path
+
+
+Bench = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def bench(packhorse: Packhorse) -> Bench:
+    """Runs it and returns its JSON; `steps` by their names."""
+
+    def run(*words: str) -> dict[str, Any]:
+        done = packhorse("bench", "--json", *words)
+        assert done.returncode == 0, done.stderr
+        facts: dict[str, Any] = json.loads(done.stdout)
+        return {**facts, "steps": {step["step"]: step for step in facts["steps"]}}
+
+    return run
+
+
+def test_each_step_begins_with_an_empty_root_and_is_told(
+    bench: Bench, pushed: Path, packhorse: Packhorse
+) -> None:
+    steps = bench("--rounds", "2")["steps"]
+    assert list(steps) == ["pull", "start", "install"]
+    assert [list(step["phases"]) for step in steps.values()] == [
+        ["restore"],
+        ["restore", "command"],
+        ["install", "command"],
+    ]
+    for step in steps.values():
+        assert len(step["rounds"]) == 2
+        assert min(step["rounds"]) <= step["seconds"] <= max(step["rounds"])
+        assert all(seconds > 0 for seconds in step["phases"].values())
+        assert (step["dollars"], step["last"]) == (None, None)
+    for name in ("pull", "start"):
+        assert 5_000_000 < steps[name]["fetched_bytes"] < 5_100_000
+        assert 5_000_000 < steps[name]["disk_bytes"] < 5_500_000
+    assert steps["install"]["fetched_bytes"] is None
+    assert 3_000_000 < steps["install"]["disk_bytes"] < 3_500_000, "pip brings no models"
+    table = packhorse("bench", "--no-install").stdout
+    assert "restore, then the command" in table
+    assert "import module" in table
+
+
+def test_the_root_and_the_store_stay_as_they_are(
+    bench: Bench, pushed: Path, store: Store, index: Index
+) -> None:
+    (pushed / "packages/module.py").write_text("raise ImportError('of the root itself')")
+    (pushed / "models/unsaved").write_text("not pushed yet")
+    before, listing, state = persistent(pushed), store.list(""), Root.open(pushed).state()
+    writes = 'import module, os; open(os.environ["PACKHORSE_ROOT"] + "/models/new", "w").write("x")'
+    bench("--", "python3", "-c", writes)
+    assert persistent(pushed) == before
+    assert Root.open(pushed).state() == state
+    assert store.list("") == listing, "what a command writes into models/ is not saved"
+    assert (os.listdir(pushed / "tmp"), os.listdir(pushed / "build")) == ([], [])
+
+
+def test_the_command_runs_in_the_restored_environment_and_in_the_installed_one(
+    bench: Bench, pushed: Path, tmp_path: Path
+) -> None:
+    says = f'import module, sys; open({str(tmp_path / "said")!r}, "a").write(module.__file__ + "\\n")'
+    facts = bench("--", "python3", "-c", says)
+    assert facts["command"] == ["python3", "-c", says]
+    files = (tmp_path / "said").read_text().splitlines()
+    assert [Path(file).parts[-2:] for file in files] == [("packages", "module.py")] * 2
+    assert all(file.startswith(str(pushed / "tmp")) for file in files)
+
+
+def test_the_last_run_is_shown_beside(bench: Bench, pushed: Path, packhorse: Packhorse) -> None:
+    first = bench("--no-install")["steps"]
+    second = bench("--no-install")["steps"]
+    assert list(second) == ["pull", "start"]
+    for name, step in second.items():
+        assert step["last"]["seconds"] == first[name]["seconds"]
+    (pushed / ".packhorse/bench.jsonl").open("ab").write(b"cut sho")
+    other = bench("--no-install", "--", "true")["steps"]
+    assert other["pull"]["last"]["seconds"] == second["pull"]["seconds"]
+    assert other["start"]["last"] is None, "another command takes another time"
+    assert "an earlier run" in packhorse("bench", "--no-install").stdout
+
+
+def test_money_is_time_and_traffic_as_far_as_prices_are_given(
+    bench: Bench, pushed: Path, packhorse: Packhorse
+) -> None:
+    steps = bench("--gpu-price", "3600", "--egress-price", "1000")["steps"]
+    for step in steps.values():
+        traffic = (step["fetched_bytes"] or 0) / 1e6
+        assert step["dollars"] == pytest.approx(step["seconds"] + traffic, abs=1e-4)
+    free = bench("--gpu-price", "3600", "--no-install")["steps"]["pull"]
+    assert free["dollars"] == pytest.approx(free["seconds"], abs=1e-4)
+    assert "DOLLARS" in packhorse("bench", "--no-install", "--gpu-price", "2.5").stdout
+
+
+def test_where_nothing_was_pushed_it_ends_with_3_and_installs_nothing(
+    packhorse: Packhorse, index: Index, root_path: Path
+) -> None:
+    done = packhorse("bench", "--json")
+    assert done.returncode == 3
+    assert "packhorse push" in json.loads(done.stdout)["remedy"]
+    assert index.requests == []
+    assert not root_path.exists()
+
+
+def test_a_command_that_fails_ends_it_with_its_last_words(packhorse: Packhorse, pushed: Path) -> None:
+    done = packhorse("bench", "--", "sh", "-c", "echo what is wrong; exit 3")
+    assert done.returncode == 1
+    assert "exit code 3" in done.stderr
+    assert "what is wrong" in done.stderr
+    assert os.listdir(pushed / "tmp") == []
+    assert not (pushed / ".packhorse/bench.jsonl").exists()
+
+
+def test_a_store_that_lost_a_pack_is_not_hidden_by_an_installation(
+    packhorse: Packhorse, pushed: Path, store: Store
+) -> None:
+    store.delete([item.key for item in store.list("packs/")])
+    listing = store.list("")
+    done = packhorse("bench", "--no-install")
+    assert done.returncode == 1
+    assert "is missing from the store" in done.stderr
+    assert store.list("") == listing
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_one_that_is_interrupted_leaves_nothing(
+    packhorse: Packhorse, pushed: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    waits = f"import os, sys; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + ' '); sys.stdin.read(); os.read(os.pipe()[0], 1)"
+    process = subprocess.Popen(
+        [*packhorse.command, "bench", "-q", "--no-install", "--", sys.executable, "-c", waits],
+        cwd=packhorse.directory,
+        env=dict(packhorse.environ),
+        stderr=subprocess.DEVNULL,
+    )
+    started = tmp_path / "pid"
+    child = int(until(lambda: started.exists() and started.read_text().endswith(" ") and started.read_text()))
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    if number == signal.SIGKILL:
+        assert os.listdir(pushed / "tmp") != [], "the command still works there"
+        assert packhorse("pull").returncode == 0
+        assert alive(child)
+        assert os.listdir(pushed / "tmp") != []
+        os.kill(child, signal.SIGKILL)
+        until(
+            lambda: (
+                packhorse("status").returncode == 0
+                and packhorse("pull").returncode == 0
+                and not os.listdir(pushed / "tmp")
+            )
+        )
+    assert not alive(child)
+    assert (os.listdir(pushed / "tmp"), os.listdir(pushed / "build")) == ([], [])
+
+
+@pytest.mark.namespaces
+def test_too_little_space_is_found_before_anything_is_fetched(packhorse: Packhorse, pushed: Path) -> None:
+    other = pushed.parent / "small"
+    other.mkdir(mode=0o700)
+    mount = f'mount -t tmpfs -o mode=0700,size=60m none {other} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", *packhorse.command, "bench", "--root", str(other)],
+        cwd=packhorse.directory, env=dict(packhorse.environ), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert "the largest step of the benchmark needs" in done.stderr
