@@ -19,7 +19,7 @@ from packhorse.config_values import Check, Place, printable
 from packhorse.errors import ConfigError
 
 Engine = Literal["auto", "pip"]
-Profile = Literal["full"]
+Profile = Literal["full", "slim"]
 Start = Literal["complete"]
 OnMissing = Literal["install", "fail"]
 OnRestoreFailure = Literal["fail", "install"]
@@ -46,6 +46,8 @@ class Environment(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fi
     python: str = ""
     """The worker's interpreter; "" for the `python3` that the child's PATH gives."""
     profile: Profile = "full"
+    slim_keep: tuple[str, ...] = ()
+    slim_remove: tuple[str, ...] = ()
     keep_downloads: bool = False
     wheels: tuple[Wheel, ...] = ()
 
@@ -191,6 +193,8 @@ _WHEEL: dict[str, Check] = {
     "find-links": values.list_of(values.links),
 }
 
+_PATTERN = values.pattern(r".+", "a pattern of file names")
+
 _TABLES: dict[str, dict[str, Check]] = {
     "environment": {
         "requirements": values.list_of(values.file),
@@ -199,6 +203,8 @@ _TABLES: dict[str, dict[str, Check]] = {
         "engine": values.one_of(Engine),
         "python": values.interpreter,
         "profile": values.one_of(Profile),
+        "slim-keep": values.list_of(_PATTERN),
+        "slim-remove": values.list_of(_PATTERN),
         "keep-downloads": values.boolean,
         "wheels": values.list_of(_wheel),
     },
@@ -224,7 +230,7 @@ _TABLES: dict[str, dict[str, Check]] = {
         "on-restore-failure": values.one_of(OnRestoreFailure),
         "backup": values.list_of(values.one_of(Backup)),
         "stop-timeout": values.seconds,
-        "exclude": values.list_of(values.pattern(r".+", "a pattern of file names")),
+        "exclude": values.list_of(_PATTERN),
         "backup-every": values.interval,
         "grace": values.seconds,
         "app-path": values.search_directory,

@@ -50,6 +50,8 @@ def test_every_key_of_the_written_file_is_accepted_and_shows_its_default(tmp_pat
         dependencies=("torch==2.6.*", "transformers"),
         verify=("torch", "transformers"),
         python="python3.12",
+        slim_keep=("numpy/_core/include/*",),
+        slim_remove=("torch/include/*",),
         wheels=(Wheel("flash-attn", "2.8.0.post2", find_links=("https://example.org/wheels/",)),),
     )
     assert whole.network == Network()

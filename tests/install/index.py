@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import hashlib
 import http.server
+import io
 import socket
 import threading
 import zipfile
@@ -35,15 +37,17 @@ def wheel(
         + [""]
     )
     content[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n"
-    record = []
+    record = io.StringIO()
+    rows = csv.writer(record, lineterminator="\n")
     path = directory / f"{stem}-{tag}.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for member, text in content.items():
             raw = text.encode() if isinstance(text, str) else text
             digest = base64.urlsafe_b64encode(hashlib.sha256(raw).digest()).rstrip(b"=").decode()
-            record.append(f"{member},sha256={digest},{len(raw)}")
+            rows.writerow([member, f"sha256={digest}", len(raw)])
             archive.writestr(member, raw)
-        archive.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,", ""]))
+        rows.writerow([f"{info}/RECORD", "", ""])
+        archive.writestr(f"{info}/RECORD", record.getvalue())
     return path
 
 

@@ -183,3 +183,14 @@ def test_what_does_not_change_the_files_does_not_matter() -> None:
 
     other = Environment(dependencies=("torch",), verify=("torch",), keep_downloads=True, python="python3.11")
     assert fingerprint(other, PYTHON) == plain
+
+
+def test_the_profile_and_its_patterns_matter_and_patterns_without_the_profile_do_not() -> None:
+    def of(**environment: object) -> str:
+        return fingerprint(msgspec.convert({"dependencies": ["six"], **environment}, Environment), PYTHON)
+
+    slim = of(profile="slim")
+    others = {of(profile="slim", **{key: ["*.h"]}) for key in ("slim-keep", "slim-remove")}
+    assert len({of(), slim, *others}) == 4
+    assert of(**{"slim-keep": ["*.h"]}) == of()
+    assert of(profile="slim", **{"slim-keep": ["a", "b"]}) == of(profile="slim", **{"slim-keep": ["b", "a"]})

@@ -59,6 +59,9 @@ def _table(done: InstallResult) -> str:
         return f"Up to date: {size}."
     width = max((len(outcome.module) for outcome in done.imports), default=0)
     lines = [f"import {outcome.module:{width}}  {outcome.seconds:7.2f} s" for outcome in done.imports]
+    if done.slim_files:
+        slim = f"{console.counted(done.slim_files, 'file')}, {console.megabytes(done.slim_bytes)}"
+        lines.append(f"Left out by the slim profile: {slim}.")
     lines += [
         f"Installed {size} in {done.seconds:.1f} s.",
         f"The root holds {console.megabytes(done.root_bytes)}, at its peak "

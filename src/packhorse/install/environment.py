@@ -20,7 +20,7 @@ import msgspec
 from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import fingerprint, imports, wheels
+from packhorse.install import fingerprint, imports, slim, wheels
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
@@ -39,7 +39,8 @@ class InstallResult(msgspec.Struct):
     """What an installation did. Sizes are bytes; `installed` is False where everything was up to date.
 
     `root_bytes` is what the root holds at the end, `peak_root_bytes` at its largest, `os_disk_bytes` the growth
-    of the OS disk outside the root; the last two are 0 where nothing was installed.
+    of the OS disk outside the root; the last two are 0 where nothing was installed. `slim_files` and `slim_bytes`
+    are what this installation left out by the slim profile.
     """
 
     fingerprint: str
@@ -54,6 +55,8 @@ class InstallResult(msgspec.Struct):
     peak_rss_bytes: int = 0
     wheels: list[wheels.Override] = []
     imports: list[imports.ImportOutcome] = []
+    slim_files: int = 0
+    slim_bytes: int = 0
     log: str = ""
 
 
@@ -194,6 +197,7 @@ class _Installation:
                 try:
                     os.makedirs(self.staging, mode=0o700)
                     brought = self._bring(own, log, watch, holding)
+                    saved = self._slim(log)
                     outcomes = _checked(
                         root,
                         self.config,
@@ -219,6 +223,8 @@ class _Installation:
             os_disk_bytes=os_disk,
             wheels=brought,
             imports=outcomes,
+            slim_files=sum(each.files for each in saved),
+            slim_bytes=sum(each.bytes for each in saved),
             log=str(log.path),
         )
 
@@ -241,6 +247,16 @@ class _Installation:
         if environment.requirements or environment.dependencies:
             engine.install(environment.requirements, environment.dependencies, self.staging)
         return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
+
+    def _slim(self, log: Log) -> list[slim.Saved]:
+        environment = self.config.environment
+        if environment.profile != "slim":
+            return []
+        self.progress.stage("leaving out what no program needs")
+        saved = slim.slim(self.staging, environment.slim_keep, environment.slim_remove)
+        for each in saved:
+            log.add(f"left out by the slim profile, {each.rule}: {each.files} files, {each.bytes} bytes")
+        return saved
 
     def _put_in_force(self, wanted: str) -> None:
         root, before = self.root, self.root.state()

@@ -19,6 +19,7 @@ from packhorse.config import Environment, Wheel
 from packhorse.errors import ConfigError
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import without_credentials
+from packhorse.install.slim_rules import RULES
 
 _COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
 _INCLUDE = re.compile(r"(?:(-r|-c)\s*|(--requirement|--constraint)(?:\s+|\s*=\s*))(\S.*)")
@@ -32,7 +33,7 @@ def fingerprint(environment: Environment, interpreter: Interpreter) -> str:
     if not environment.configured:
         return ""
     lines = {line for path in environment.requirements for line in _lines(path, "requirement", set())}
-    document = {
+    document: dict[str, object] = {
         "requirements": sorted(lines),
         "dependencies": sorted({_plain(line) for line in environment.dependencies}),
         "wheels": [_wheel(wheel) for wheel in environment.wheels],
@@ -41,6 +42,12 @@ def fingerprint(environment: Environment, interpreter: Interpreter) -> str:
         "soabi": interpreter.soabi,
         "platform": interpreter.platform,
     }
+    if environment.profile == "slim":
+        document["slim"] = {
+            "keep": sorted(environment.slim_keep),
+            "remove": sorted(environment.slim_remove),
+            "rules": RULES,
+        }
     return blake3(msgspec.json.encode(document, order="sorted")).hexdigest()
 
 

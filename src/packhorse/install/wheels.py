@@ -91,8 +91,11 @@ def merge(source: Path, target: Path) -> list[Override]:
 def _remove(distribution: importlib.metadata.Distribution, target: Path) -> None:
     """Remove the files that a distribution's RECORD names, and the directories that are empty then."""
     for recorded in distribution.files or ():
-        path = _place(PurePosixPath(recorded), target)
-        if path is None or (path.is_dir() and not path.is_symlink()):
+        below = place(PurePosixPath(recorded))
+        if below is None:
+            continue
+        path = target / below
+        if path.is_dir() and not path.is_symlink():
             continue
         path.unlink(missing_ok=True)
         for parent in path.parents:
@@ -100,15 +103,15 @@ def _remove(distribution: importlib.metadata.Distribution, target: Path) -> None
                 break
 
 
-def _place(recorded: PurePosixPath, target: Path) -> Path | None:
-    """Where pip's --target put a file of RECORD: what was recorded outside the library directory
-    (`../../bin/name`) lies in `target` too. None for a path that leads elsewhere."""
+def place(recorded: PurePosixPath) -> PurePosixPath | None:
+    """Where in its target pip's --target put a file of RECORD: what was recorded outside the library directory
+    (`../../bin/name`) lies in the target too. None for a path that leads elsewhere."""
     parts = list(recorded.parts)
     while parts and parts[0] == "..":
         del parts[0]
     if not parts or ".." in parts or recorded.is_absolute():
         return None
-    return target.joinpath(*parts)
+    return PurePosixPath(*parts)
 
 
 def _remove_empty(directory: Path) -> bool:
