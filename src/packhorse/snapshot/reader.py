@@ -7,6 +7,7 @@ come already proven (frames.decompress). Knows no network, and nothing of where 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Collection, Mapping
@@ -122,16 +123,19 @@ class Tree:
     def put(self, number: int, raw: frames.Bytes) -> None:
         """Write what the frame `number` holds for this tree. Callable from several threads."""
         view = memoryview(raw)
-        for member in self._members[number]:
-            part = view[member.frame_offset : member.frame_offset + member.length]
-            whole = member.length == member.file.size
-            descriptor = self._open(member.file.path, os.O_TRUNC if whole else 0)
+        for path, inside in itertools.groupby(self._members[number], key=lambda member: member.file.path):
+            runs = list(inside)
+            file = runs[0].file
+            whole = len(runs) == 1 and runs[0].length == file.size
+            descriptor = self._open(path, os.O_TRUNC if whole else 0)
             try:
-                if whole and member.file.size >= frames.LARGE_FILE:
-                    os.ftruncate(descriptor, member.file.size)
-                _write(descriptor, part, member.file_offset)
+                if whole and file.size >= frames.LARGE_FILE:
+                    os.ftruncate(descriptor, file.size)
+                for run in runs:
+                    part = view[run.frame_offset : run.frame_offset + run.length]
+                    _write(descriptor, part, run.file_offset)
                 if whole:
-                    self._settle(descriptor, member.file)
+                    self._settle(descriptor, file)
             finally:
                 os.close(descriptor)
         with self._lock:

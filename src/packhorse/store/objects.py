@@ -170,6 +170,14 @@ class Store:
                 ]
         return sorted(found)
 
+    def has(self, key: str) -> bool:
+        """Whether there is an object `key`."""
+        try:
+            self.modified(key)
+        except NotFoundError:
+            return False
+        return True
+
     def modified(self, key: str) -> int:
         """The store's time of an object, in milliseconds since the epoch."""
         with _told(self.url, key):

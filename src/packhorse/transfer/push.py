@@ -20,12 +20,12 @@ from packhorse.progress import Progress
 from packhorse.root import PERSISTENT, SHARED, Root, State
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
-from packhorse.snapshot.manifest import Entry, File, Manifest
+from packhorse.snapshot.manifest import Encoded, Entry, File, Manifest
 from packhorse.snapshot.scan import Found, readable, scan
 from packhorse.snapshot.writer import (
+    Before,
     Placed,
     Written,
-    groups_of,
     placed_by,
     placement_of,
     write,
@@ -60,12 +60,17 @@ class _Part(NamedTuple):
     """A manifest ready to be tagged."""
 
     part: tags.Part
-    digest: str
+    encoded: Encoded
     manifest: Manifest
-    stored: bytes
     placed: Mapping[bytes, Placed]
     absorbed: tuple[TagEntry, ...] = ()
     """The entries that a fold replaces."""
+    before: str = ""
+    """The digest of a manifest that this one resembles."""
+
+    @property
+    def digest(self) -> str:
+        return self.encoded.digest
 
 
 class _Push:
@@ -114,7 +119,7 @@ class _Push:
         ):
             self._count(known)
             return []
-        groups = groups_of(known) if known is not None else {}
+        before = Before.of(known)
         del known  # 24 MB for 40,000 files
         self._announce("saving packages", found)
         written = write(
@@ -124,7 +129,7 @@ class _Push:
             index=self.local.index,
             index_prefix=PACKAGES,
             existing=self.existing.frames(),
-            groups=groups,
+            before=before,
             progress=self.progress,
             level=level,
         )
@@ -149,9 +154,9 @@ class _Push:
         self._count(manifest)
         if newest is not None and newest.digest == part.digest and not self.repair:
             self.known = [part]
-            self.local.keep(part.digest, part.stored)
+            self.local.keep(part.encoded)
             return []
-        return [part]
+        return [part._replace(before=state.manifest)]
 
     def shared(
         self, directories: Sequence[str], exclude: Sequence[str], level: int, deadline: float | None
@@ -168,8 +173,8 @@ class _Push:
         folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
         new = changed_paths(found, present, self.local, synced=self.synced)
         if self.repair:
-            for digest, manifest in manifests.items():
-                self.store.put(f"manifests/{digest}", documents.encode(manifest)[1])
+            for digest in manifests:
+                self.store.put(f"manifests/{digest}", self.local.bytes_of(self.store, digest).whole)
             if any(item.kind != "directory" for item in found):
                 new = {item.path for item in found}
         if not new:
@@ -186,7 +191,6 @@ class _Push:
             index=self.local.index,
             index_prefix=b"",
             existing=self.existing.frames(),
-            groups={},
             progress=self.progress,
             level=level,
             deadline=deadline,
@@ -215,8 +219,8 @@ class _Push:
                 placement = placement_of(part.digest, part.manifest.frames, part.placed)
                 moment = max(moment, tags.put_placement(self.store, placement))
             for part in parts:
-                self.store.put(f"manifests/{part.digest}", part.stored)
-                self.local.keep(part.digest, part.stored)
+                self._put_manifest(part)
+                self.local.keep(part.encoded)
             stamp = tags.stamp_after(moment, min((entry.stamp for entry in self.mine), default=""))
             entries = [
                 tags.new_entry(
@@ -267,8 +271,14 @@ class _Push:
 
     @staticmethod
     def _part(part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed]) -> _Part:
-        digest, stored = documents.encode(manifest)
-        return _Part(part, digest, manifest, stored, placed)
+        return _Part(part, documents.encode(manifest), manifest, placed)
+
+    def _put_manifest(self, part: _Part) -> None:
+        if self.repair:
+            self.store.put(f"manifests/{part.digest}", part.encoded.whole)
+        else:
+            base = tags.base_for(self.store, part.before, self.local.encoded) if part.before else None
+            tags.put_manifest(self.store, part.encoded, base)
 
     def _count(self, manifest: Manifest) -> None:
         self.result.files += manifest.files
