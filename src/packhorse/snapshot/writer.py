@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import mmap
 import os
 import time
 from collections import deque
@@ -40,12 +39,12 @@ from packhorse.snapshot.scan import Found, signature_of
 from packhorse.watch import processors
 from packhorse.watch.memory import keep_freed
 
-PACK = 16 << 20
+PACK = 8 << 20
 """A pack is closed when it holds this many bytes; one is filled while another is on its way."""
 
 
-Sink: TypeAlias = Callable[[str, memoryview], None]
-"""Takes a full pack: its name and content."""
+Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
+"""Takes a full pack: its name, and the stored frames that make its content one after the other."""
 
 
 _HOLE = bytes(frames.PIECE)
@@ -181,13 +180,11 @@ class _Packer:
         self._begin()
 
     def _begin(self) -> None:
-        self._waiting: list[tuple[bytes, int, int, bytes]] = []
-        self._buffer = mmap.mmap(-1, PACK + frames.LARGEST_STORED)  # untouched pages cost nothing
+        self._waiting: list[tuple[bytes, int, frames.Bytes, bytes]] = []
         self._size = 0
 
     def add(self, digest: bytes, codec: int, stored: frames.Bytes, stored_digest: bytes) -> None:
-        self._waiting.append((digest, codec, len(stored), stored_digest))
-        self._buffer[self._size : self._size + len(stored)] = stored
+        self._waiting.append((digest, codec, stored, stored_digest))
         self._size += len(stored)
         if self._size >= PACK:
             self.flush()
@@ -197,10 +194,10 @@ class _Packer:
             return
         name = frames.group_digest(stored_digest for *_, stored_digest in self._waiting).hex()
         offset = 0
-        for digest, codec, length, stored_digest in self._waiting:
-            self._written.placed[digest] = Placed(name, offset, length, codec, stored_digest)
-            offset += length
-        content = memoryview(self._buffer)[: self._size]
+        for digest, codec, stored, stored_digest in self._waiting:
+            self._written.placed[digest] = Placed(name, offset, len(stored), codec, stored_digest)
+            offset += len(stored)
+        content = [stored for _, _, stored, _ in self._waiting]
         self._written.stored_bytes += self._size
         self._begin()
         self._sink(name, content)
@@ -330,7 +327,7 @@ def write(
                 account(cut, ready[0], cut.length, ready[1])
                 continue
             jobs.append((cut, pool.submit(read, cut)))
-            if len(jobs) > threads + 1:
+            if len(jobs) > threads:
                 collect(*_done(jobs.popleft()))
         _drain(jobs, collect)
     packer.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -38,6 +39,9 @@ from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import changed_paths
 from packhorse.transfer.union import union
 from packhorse.watch.memory import peak
+
+UPLOADS = 2
+"""Packs on their way at a time."""
 
 
 class PushResult(msgspec.Struct):
@@ -384,26 +388,25 @@ class _Existing:
 
 
 class _Uploader:
-    """Sends packs while the next one is filled: one on its way at a time, which bounds the memory."""
+    """Sends packs while the next one is filled: UPLOADS on their way at a time, which bounds the memory."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
-        self._pending: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
+        self._pending: deque[Future[None]] = deque()
         self.bytes = 0
 
-    def __call__(self, name: str, content: memoryview) -> None:
-        self._settle()
-        self.bytes += len(content)
-        self._pending = self._pool.submit(self._store.put, f"packs/{name}", content)
+    def __call__(self, name: str, content: Sequence[frames.Bytes]) -> None:
+        self._settle(UPLOADS - 1)
+        self.bytes += sum(map(len, content))
+        self._pending.append(self._pool.submit(self._store.put, f"packs/{name}", content))
 
-    def _settle(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def _settle(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
     def finish(self) -> None:
-        self._settle()
+        self._settle(0)
         self._pool.shutdown()
 
     def abandon(self) -> None:

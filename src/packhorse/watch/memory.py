@@ -6,10 +6,10 @@ import contextlib
 import resource
 from typing import NamedTuple
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
-_LARGEST_KEPT, _KEPT = 32 << 20, 64 << 20
-"""The largest buffer that is taken from kept memory (glibc allows no more), and what is kept, in bytes."""
+_LARGEST_KEPT, _KEPT, _ARENAS = 32 << 20, 32 << 20, 2
+"""The largest buffer that is taken from kept memory (glibc allows no more), what is kept, in bytes, and how often."""
 
 
 class Memory(NamedTuple):
@@ -67,3 +67,4 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_ARENA_MAX, _ARENAS)
