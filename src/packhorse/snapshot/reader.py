@@ -19,6 +19,7 @@ from packhorse import atomic
 from packhorse.root import boot_id
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Directory, Entry, File, Hardlink, Manifest, Symlink, members
+from packhorse.snapshot.scan import Signature, signature_of
 
 
 class _Header(msgspec.Struct):
@@ -63,6 +64,8 @@ class Tree:
         self._fetched = frames.digest_of(b"\0".join(file.path for file in self._files)).hex()
         self._lock = threading.Lock()
         self._log = -1
+        self.signatures: dict[bytes, Signature] = {}
+        """Of the files written here, as they are now; without those that have several names."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -102,12 +105,7 @@ class Tree:
                     with contextlib.suppress(FileNotFoundError):
                         os.chmod(self._at(entry.path), 0o700)
         for path, source in self.kept.items():
-            self._make_parents(path)
-            with contextlib.suppress(FileNotFoundError):
-                if not os.path.samestat(os.lstat(source), os.lstat(self._at(path))):
-                    os.unlink(self._at(path))
-            with contextlib.suppress(FileExistsError):
-                os.link(source, self._at(path), follow_symlinks=False)
+            self._link(source, path)
         for file in self._files:
             if not file.size or file.size >= frames.LARGE_FILE:
                 self._make_parents(file.path)
@@ -161,6 +159,7 @@ class Tree:
                 os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime), follow_symlinks=False)
             elif isinstance(entry, Hardlink):
                 os.link(self._at(entry.target), self._at(entry.path), follow_symlinks=False)
+                self.signatures.pop(entry.target, None)  # a name more changed the ctime
         if self._whole:
             for entry in reversed(self.entries):
                 if isinstance(entry, Directory):
@@ -238,6 +237,18 @@ class Tree:
             self._make_parents(path)
             return os.open(self._at(path), flags, 0o600)
 
+    def _link(self, source: bytes, path: bytes) -> None:
+        """Give the file `source` the name `path`, which an earlier attempt may have given to another one."""
+        try:
+            os.link(source, self._at(path), follow_symlinks=False)
+        except FileExistsError:
+            if not os.path.samestat(os.lstat(source), os.lstat(self._at(path))):
+                os.unlink(self._at(path))
+                os.link(source, self._at(path), follow_symlinks=False)
+        except FileNotFoundError:
+            self._make_parents(path)
+            os.link(source, self._at(path), follow_symlinks=False)
+
     def _settle_again(self, file: File) -> None:
         descriptor = self._open(file.path, 0)
         try:
@@ -248,6 +259,7 @@ class Tree:
     def _settle(self, descriptor: int, file: File) -> None:
         os.fchmod(descriptor, file.mode)
         os.utime(descriptor, ns=(file.mtime, file.mtime))
+        self.signatures[file.path] = signature_of(os.fstat(descriptor))
 
 
 def own_bytes(staging: Path) -> int:
