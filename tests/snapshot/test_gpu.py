@@ -96,6 +96,9 @@ RULES = [
     ("sm_90a compute_90", 90, "sm_90a compute_90"),
     ("sm_100f compute_100", 100, "sm_100f compute_100"),
     ("compute_75 compute_80", 90, "compute_75 compute_80"),
+    # all PTX of a container together
+    ("sm_86 compute_80 compute_86", 80, "compute_80 compute_86"),
+    ("sm_80 sm_86 compute_80 compute_86", 80, "sm_80"),
     ("compute_90a sm_80", 90, "compute_90a"),
     ("compute_120f", 90, ""),
     # Tegra and desktop GPUs are not known to run each other's code
