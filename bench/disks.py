@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Disks:
                 self._mount_loop(point, size, stack)
             else:
                 _command("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(point))
-            stack.callback(_command, "umount", str(point))
+            stack.callback(_unmount, point)
             yield point
 
     def _mount_loop(self, point: Path, size: int, stack: contextlib.ExitStack) -> None:
@@ -86,6 +87,16 @@ def read_all(paths: Iterator[Path]) -> None:
         with path.open("rb", buffering=0) as file:
             while file.read(8 << 20):
                 pass
+
+
+def _unmount(point: Path) -> None:
+    """A program that was killed may hold its last files a moment longer than it can be waited for."""
+    deadline = time.monotonic() + 10
+    while subprocess.run(["umount", str(point)], capture_output=True, check=False).returncode:
+        if time.monotonic() > deadline:
+            _command("umount", "--lazy", str(point))
+            return
+        time.sleep(0.1)
 
 
 def _command(*words: str) -> str:

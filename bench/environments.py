@@ -139,6 +139,39 @@ def compressed_size(content: bytes) -> int:
     return len(zstd.compress(content, 3))
 
 
+GROWTH = ("a sixth", "as it is", "twice", "ten times the small files")
+
+
+def grown(tree: Path, root: Path, step: str) -> Path:
+    """A tree of another size, one of GROWTH, at `root`/packages. What is there more than once differs in each byte."""
+    if step == "as it is":
+        return linked(tree, root)
+    target = root / "packages"
+    root.mkdir(parents=True, mode=0o700)
+    files = sorted(regular_files(tree))
+    if step == "a sixth":
+        enough, held = size_of(tree)[1] / 6, 0
+        for file in files:
+            if held < enough:
+                held += file.stat().st_size
+                _put(file, target / file.relative_to(tree), 0)
+        return target
+    small = step == "ten times the small files"
+    for number in range(10 if small else 2):
+        for file in files:
+            if not small or file.stat().st_size < 64 << 10:
+                _put(file, target / f"copy-{number}" / file.relative_to(tree), number)
+    return target
+
+
+def _put(file: Path, copy: Path, number: int) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if number == 0:
+        os.link(file, copy)
+    else:
+        copy.write_bytes(file.read_bytes().translate(bytes(value ^ number for value in range(256))))
+
+
 def _distributions(tree: Path) -> dict[str, list[Path]]:
     """The regular files of each distribution, its metadata left out."""
     found: dict[str, list[Path]] = {}

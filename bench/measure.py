@@ -169,8 +169,9 @@ def _start(
 
 def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, 9)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, 9)
 
 
 def shown(pipeline: Pipeline) -> str:

@@ -161,7 +161,9 @@ class Faults:
 
     def __call__(self, packet: bytes) -> bytes | None:
         """What becomes of a packet from the server: the same, a reset, or nothing."""
-        header = _VNET_HEADER + (packet[_VNET_HEADER] & 15) * 4  # RFC 9293: ports, sequence, acknowledged, flags
+        header = (
+            _VNET_HEADER + (packet[_VNET_HEADER] & 15) * 4
+        )  # RFC 9293: ports, sequence, acknowledged, flags
         if packet[_VNET_HEADER] >> 4 != 4 or packet[_VNET_HEADER + 9] != 6:
             return packet
         port, flags = packet[header + 2 : header + 4], packet[header + 13]

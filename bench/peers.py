@@ -30,9 +30,11 @@ import contenders
 import disks
 import environments
 import measure
+import networks
 from contenders import Place, Restorer, Saver
 from environments import Prepared
 from measure import BrokenError, Cost, Pipeline
+from networks import Network
 from results import Results, machine
 
 GROUPS = ("restore", "save", "floors", "workers")
@@ -50,12 +52,14 @@ class Bench:
         space: disks.Disks,
         server: S3Server,
         chosen: Sequence[str],
+        network: Network | None,
     ) -> None:
         self.prepared = prepared
         self.work = work
         self.space = space
         self.server = server
         self.chosen = chosen
+        self.network = network
         self.results = Results()
         self.size = disks.bytes_of(prepared.tree)
         self.files, self.bytes = environments.size_of(prepared.tree)
@@ -64,6 +68,7 @@ class Bench:
         self.older: dict[str, str] = {}
         """The name of the state before the upgrade, for savers that have one."""
         self.change: environments.Change | None = None
+        self.everywhere = network is not None
         self._roots = 0
 
     def takes_part(self, task: str, contender: Saver | Restorer) -> bool:
@@ -87,30 +92,60 @@ class Bench:
         scratch: Path,
         *,
         counts: bool,
-    ) -> Cost:
-        """Run commands and write down what they cost, if it counts."""
-        cost = measure.run(pipeline, environ=place.environ(scratch), directory=directory, server=place.server)
-        print(f"{task}: {name}: {cost.seconds:.2f} s{'' if counts else ', not measured'}", file=sys.stderr)
+    ) -> Cost | None:
+        """Run commands at the end of the chosen line and write down what they cost, if it counts.
+
+        Returns None where they failed on a line with faults, which is a result; elsewhere it is a BrokenError.
+        """
         command = measure.shown(pipeline).replace(place.bucket, "BUCKET").replace(str(self.work), "WORK")
+        try:
+            cost = self.on_the_line(pipeline, directory, place, scratch)
+        except BrokenError as error:
+            if self.network is None or not self.network.faulty:
+                raise
+            print(f"{task}: {name}: failed: {error}", file=sys.stderr)
+            self.results.fail(task, name, command, str(error))
+            return None
+        print(f"{task}: {name}: {cost.seconds:.2f} s{'' if counts else ', not measured'}", file=sys.stderr)
         self.results.add(task, name, command, cost if counts else None)
         return cost
 
+    def on_the_line(self, pipeline: Pipeline, directory: Path, place: Place, scratch: Path) -> Cost:
+        """Run commands at the worker's end of a new line of the chosen network."""
+        if self.network is None:
+            return measure.run(
+                pipeline, environ=place.environ(scratch), directory=directory, server=place.server
+            )
+        with networks.line(self.network, self.results.round) as line:
+            there = replace(place.server, endpoint=line.endpoint(place.server.endpoint))
+            return measure.run(
+                [line.worker(words) for words in pipeline],
+                environ=Place(there, place.bucket).environ(scratch),
+                directory=directory,
+                server=place.server,
+                limit=120 + 5 * 8 * self.bytes / self.network.rate,
+            )
+
     # --- saving ---
 
-    def save_round(self, number: int, *, counts: bool) -> None:
-        """Each saver in turn, to a new server each; those of round 0 to the server that stays."""
-        for saver in rotated(contenders.SAVERS, number):
-            if not self.takes_part("save", saver):
-                continue
-            if number == 0:
+    def fill(self, *, counts: bool) -> None:
+        """Each saver in turn, to the server that stays: what is restored later. That goes over loopback."""
+        network, self.network = self.network, None
+        for saver in contenders.SAVERS:
+            if self.takes_part("save", saver):
                 self.places[saver.name] = Place(self.server, self.server.new_bucket())
-                self._save(saver, self.places[saver.name], counts=counts)
-                continue
-            with (
-                self.space.fresh(self.bytes * 3 + (4 << 30)) as disk,
-                servers.seaweedfs(directory=disk, metrics=True) as server,
-            ):
-                self._save(saver, Place(server, server.new_bucket()), counts=counts)
+                self._save(saver, self.places[saver.name], counts=counts and network is None)
+        self.network = network
+
+    def save_round(self, number: int, *, counts: bool) -> None:
+        """Each saver in turn, to a new server each."""
+        for saver in rotated(contenders.SAVERS, number):
+            if saver.name in self.places:
+                with (
+                    self.space.fresh(self.bytes * 3 + (4 << 30)) as disk,
+                    servers.seaweedfs(directory=disk, metrics=True, everywhere=self.everywhere) as server,
+                ):
+                    self._save(saver, Place(server, server.new_bucket()), counts=counts)
 
     def _save(self, saver: Saver, place: Place, *, counts: bool) -> None:
         root, scratch = self.new_root(self.prepared.tree), self.new_directory("scratch")
@@ -118,15 +153,15 @@ class Bench:
         if saver.prepare:
             measure.run(saver.prepare, environ=place.environ(scratch), directory=tree)
 
-        def save(task: str, pipeline: Pipeline, directory: Path) -> Cost:
+        def save(task: str, pipeline: Pipeline, directory: Path) -> Cost | None:
             return self.run(task, saver.name, pipeline, directory, place, scratch, counts=counts)
 
         disks.read_all(environments.regular_files(tree))
         cost = save("save", saver.save(root, place.bucket), tree)
+        if cost is None or not saver.again:
+            return
         if saver.name.startswith("packhorse") and place.server is self.server:
             self.older[saver.name] = json.loads(cost.output)["snapshot"]
-        if not saver.again:
-            return
         save("save, nothing changed", saver.save(root, place.bucket), tree)
         self.change = environments.upgrade(tree)
         save("save an upgrade", saver.save(root, place.bucket), tree)
@@ -139,8 +174,10 @@ class Bench:
 
     def restore_round(self, number: int, *, counts: bool) -> None:
         """Each restorer in turn, into a new file system each."""
-        installers = contenders.installers(self.prepared.wheels, self.prepared.requirements)
-        for restorer in rotated([*contenders.RESTORERS, *installers], number):
+        restorers = list(contenders.RESTORERS)
+        if self.network is None:  # installing from the local disk needs none
+            restorers += contenders.installers(self.prepared.wheels, self.prepared.requirements)
+        for restorer in rotated(restorers, number):
             if self.takes_part("restore", restorer) and (not restorer.saver or restorer.saver in self.places):
                 with self.space.fresh(self.size * 2 + (1 << 30)) as disk:
                     self._restore(restorer, disk, counts=counts)
@@ -152,19 +189,20 @@ class Bench:
         scratch.mkdir()
         self.warm(place)
 
-        def restore(task: str, pipeline: Pipeline) -> None:
-            self.run(task, restorer.name, pipeline, target, place, scratch, counts=counts)
+        def restore(task: str, pipeline: Pipeline) -> bool:
+            done = self.run(task, restorer.name, pipeline, target, place, scratch, counts=counts)
+            return done is not None
 
         older = self.older.get(restorer.saver)
         newest = restorer.restore(target, place.bucket)
         if restorer.older and older:
-            restore("restore", restorer.older(target, older))
-            restore("restore an upgrade", newest)
+            done = restore("restore", restorer.older(target, older)) and restore("restore an upgrade", newest)
         else:
-            restore("restore", newest)
-        self.check(restorer, target)
-        if restorer.again:
-            restore("restore, nothing changed", newest)
+            done = restore("restore", newest)
+        if done:
+            self.check(restorer, target)
+            if restorer.again:
+                restore("restore, nothing changed", newest)
 
     def check(self, restorer: Restorer, target: Path) -> None:
         """Raise BrokenError unless the target has the files of the environment, in their sizes."""
@@ -204,6 +242,20 @@ class Bench:
     def floors_round(self, *, counts: bool) -> None:
         """The parts of a restore alone: writing, fetching, decompressing."""
         place = self.places["packhorse push"]
+        self.warm(place)
+        amount = self.results.median("restore", "packhorse pull", lambda cost: cost.moved) or 0
+        self._floor(
+            "fetch to nowhere",
+            place,
+            self.work,
+            "fetch",
+            "packs",
+            str(int(amount)),
+            "--threads=8",
+            counts=counts,
+        )
+        if self.network is not None:
+            return
         pieces = self.work / "pieces"
         if not pieces.exists():
             self._floor("", place, self.work, "pack", str(self.prepared.tree), str(pieces))
@@ -217,24 +269,16 @@ class Bench:
                 "Writing from memory is left out: there is not enough memory for the environment."
             )
         self._floor("decompress from memory", place, self.work, "decompress", str(pieces), counts=counts)
-        self.warm(place)
-        amount = self.results.median("restore", "packhorse pull", lambda cost: cost.moved) or 0
-        self._floor(
-            "fetch to nowhere",
-            place,
-            self.work,
-            "fetch",
-            "packs",
-            str(int(amount)),
-            "--threads=8",
-            counts=counts,
-        )
 
     def _floor(self, name: str, place: Place, directory: Path, *words: str, counts: bool = False) -> None:
         command = [sys.executable, str(Path(__file__).with_name("floors.py")), *words]
-        cost = measure.run(
-            [command], environ=place.environ(self.work), directory=directory, server=place.server
-        )
+        try:
+            cost = self.on_the_line([command], directory, place, self.work)
+        except BrokenError as error:
+            if self.network is None or not self.network.faulty:
+                raise
+            self.results.fail("restore", f"{FLOOR}{name}", words[0], str(error))
+            return
         if not name:
             return
         told = json.loads(cost.output)
@@ -308,12 +352,44 @@ class Bench:
                             raise BrokenError(f"Worker {n} of {count} did not get the whole environment.")
                 name = f"packhorse pull, {count} at once" if count > 1 else "packhorse pull, one worker"
                 print(f"many workers: {name}: {cost.seconds:.2f} s", file=sys.stderr)
+                self.results.round = number
                 self.results.add("many workers", name, measure.shown(pulls[:1]), cost if number else None)
                 rates.setdefault(count, []).append(count * size / cost.seconds / 1e6)
         told = ", ".join(
             f"{statistics.median(found[1:]):,.0f} MB/s for {count}" for count, found in rates.items()
         )
         self.results.note(f"Many workers: {size / 1e6:,.0f} MB each; restored in total: {told}.")
+
+    # --- growth ---
+
+    def growth(self, number: int, *, counts: bool) -> None:
+        """Save and restore less and more than the environment, with packhorse and the simplest peer."""
+        savers = {saver.name: saver for saver in contenders.SAVERS}
+        for step in environments.GROWTH:
+            root = self.work / "growth" / step.replace(" ", "-")
+            if not root.exists():
+                environments.grown(self.prepared.tree, root, step)
+            tree, scratch = root / "packages", self.new_directory("scratch")
+            files, size = environments.size_of(tree)
+            title = f"growth, {step}: {files:,} files, {size / 1e9:.2f} GB"
+            for restorer in rotated(contenders.RESTORERS[:2], number):
+                saver = savers[restorer.saver]
+                if not self.takes_part(f"{title}, restore", restorer):
+                    continue
+                with (
+                    self.space.fresh(size * 3 + (8 << 30)) as disk,
+                    servers.seaweedfs(directory=disk, metrics=True, everywhere=self.everywhere) as server,
+                    self.space.fresh(size * 2 + files * 8192 + (1 << 30)) as target,
+                ):
+                    place = Place(server, server.new_bucket())
+                    shutil.rmtree(root / ".packhorse", ignore_errors=True)  # the index of the round before
+                    disks.read_all(environments.regular_files(tree))
+                    save, restore = saver.save(root, place.bucket), restorer.restore(target, place.bucket)
+                    self.run(f"{title}, save", saver.name, save, tree, place, scratch, counts=counts)
+                    if self.run(
+                        f"{title}, restore", restorer.name, restore, target, place, scratch, counts=counts
+                    ) and environments.size_of(target / restorer.found) != (files, size):
+                        raise BrokenError(f"{restorer.name} did not bring everything of {root}.")
 
 
 Contender = TypeVar("Contender")
@@ -328,6 +404,10 @@ def rotated(entries: Sequence[Contender], number: int) -> Sequence[Contender]:
 def main() -> None:
     """Prepare, measure and print."""
     arguments = _arguments()
+    if arguments.network != "loopback" and (lacks := networks.lacking()):
+        sys.exit(
+            f"A shaped line needs {', '.join(lacks)} (Debian: apt-get install iproute2 util-linux; as root)."
+        )
     _enter_namespace()
     environment = environments.SMALL if arguments.small else environments.REAL
     with contextlib.ExitStack() as stack:
@@ -340,8 +420,11 @@ def main() -> None:
         stack.callback(_remove_what_ran, work)
         prepared = Prepared(environment, work, arguments.wheels)
         space = disks.Disks(arguments.disk, work)
+        network = networks.NETWORKS.get(arguments.network)
+        if network:
+            networks.enter()
         try:
-            results = _measure(arguments, prepared, work, space)
+            results = _measure(arguments, prepared, work, space, network)
         except BrokenError as error:
             sys.exit(f"A contender broke, so there is no table: {error}")
     facts = {
@@ -353,25 +436,37 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({**facts, **results.document()}, indent=1))
         return
-    print(results.markdown())
+    print(results.markdown(f"{FLOOR}fetch to nowhere" if network else ""))
     print(f"- {', '.join(f'{name} {version}' for name, version in contenders.versions().items())}.")
     print(
-        f"- {machine()['cores']} cores, {machine()['memory'] / 1e9:.0f} GB of memory, a new {space.kind} for each run."
+        f"- Network: {network.title if network else 'loopback'}. {machine()['cores']} cores, {machine()['memory'] / 1e9:.0f} GB of memory, a new {space.kind} for each run."
     )
 
 
-def _measure(arguments: argparse.Namespace, prepared: Prepared, work: Path, space: disks.Disks) -> Results:
+def _measure(
+    arguments: argparse.Namespace,
+    prepared: Prepared,
+    work: Path,
+    space: disks.Disks,
+    network: Network | None,
+) -> Results:
     rounds, unmeasured = arguments.rounds, arguments.warm_up
-    with servers.seaweedfs(directory=work, metrics=True) as server:
-        bench = Bench(prepared, work, space, server, arguments.only)
+    with servers.seaweedfs(directory=work, metrics=True, everywhere=network is not None) as server:
+        bench = Bench(prepared, work, space, server, arguments.only, network)
+        if arguments.growth:
+            for number in range(rounds + unmeasured):
+                bench.results.round = number
+                bench.growth(number, counts=number >= unmeasured)
+            return bench.results
         bench.results.note(f"The environment: {bench.files:,} files, {bench.bytes / 1e6:,.0f} MB.")
-        bench.save_round(0, counts=not unmeasured and "save" in arguments.groups)
+        bench.fill(counts=not unmeasured and "save" in arguments.groups)
         for number in range(rounds + unmeasured):
+            bench.results.round = number
             if "restore" in arguments.groups:
                 bench.restore_round(number, counts=number >= unmeasured)
             if "floors" in arguments.groups:
                 bench.floors_round(counts=number >= unmeasured)
-            if "save" in arguments.groups and number:
+            if "save" in arguments.groups and (number or network):
                 bench.save_round(number, counts=number >= unmeasured)
         bench.cpu_floor()
         if change := bench.change:
@@ -391,10 +486,16 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="measured rounds; 5 by default")
     add("--warm-up", type=int, default=1, help="rounds before them that are not measured; 1 by default")
     add(
-        "--groups",
-        type=_words,
-        default=GROUPS,
-        help=f"what to measure, of {','.join(GROUPS)}; all by default",
+        "--network",
+        choices=("loopback", *networks.NETWORKS),
+        default="loopback",
+        help="%(default)s by default",
+    )
+    add("--groups", type=_words, help=f"of {','.join(GROUPS)}; all by default, restore and floors on a line")
+    add(
+        "--growth",
+        action="store_true",
+        help="instead of all that: a sixth of it, twice it, ten times the small files",
     )
     add("--only", type=_words, default=(), help="contenders with one of these words in their names")
     add("--directory", type=Path, help="where to work; what was prepared there before is used again")
@@ -407,6 +508,8 @@ def _arguments() -> argparse.Namespace:
     )
     add("--json", action="store_true", help="print one JSON object instead of tables")
     arguments = parser.parse_args()
+    if arguments.groups is None:
+        arguments.groups = GROUPS if arguments.network == "loopback" else ("restore", "floors")
     if unknown := set(arguments.groups) - set(GROUPS):
         parser.error(f"--groups: {', '.join(sorted(unknown))}: not one of {', '.join(GROUPS)}")
     return arguments
@@ -424,7 +527,7 @@ def _enter_namespace() -> None:
 
 
 def _remove_what_ran(work: Path) -> None:
-    for directory in (work / "runs", *work.glob("disk-*")):
+    for directory in (work / "runs", work / "growth", *work.glob("disk-*")):
         shutil.rmtree(directory, ignore_errors=True)
 
 

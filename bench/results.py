@@ -18,21 +18,33 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+Rounds = dict[int, Cost]
+"""What one contender's runs of a task cost, by the number of the round."""
+
+
 class Results:
     """The costs of each task, by contender, one for each measured round."""
 
     def __init__(self) -> None:
-        self.costs: dict[str, dict[str, list[Cost]]] = {}
+        self.round = 0
+        self.costs: dict[str, dict[str, Rounds]] = {}
         self.commands: dict[str, dict[str, str]] = {}
+        self.failures: dict[str, dict[str, list[str]]] = {}
+        """What contenders said that did not get through a line with faults."""
         self.missing: dict[str, dict[str, str]] = {}
         self.notes: list[str] = []
 
     def add(self, task: str, contender: str, command: str, cost: Cost | None) -> None:
-        """Write down what a run cost; None for one that is not measured."""
+        """Write down what a run of the present round cost; None for one that is not measured."""
         self.commands.setdefault(task, {})[contender] = command
-        costs = self.costs.setdefault(task, {}).setdefault(contender, [])
+        costs = self.costs.setdefault(task, {}).setdefault(contender, {})
         if cost is not None:
-            costs.append(cost)
+            costs[self.round] = cost
+
+    def fail(self, task: str, contender: str, command: str, said: str) -> None:
+        """Write down that a contender did not get through a line with faults."""
+        self.add(task, contender, command, None)
+        self.failures.setdefault(task, {}).setdefault(contender, []).append(said)
 
     def lacks(self, task: str, contender: str, how: str) -> None:
         """Write down that a contender is not there."""
@@ -45,32 +57,35 @@ class Results:
 
     def median(self, task: str, contender: str, figure: Callable[[Cost], float | None]) -> float | None:
         """The median of a figure over the rounds; None where it is not known."""
-        values = [
-            value
-            for cost in self.costs.get(task, {}).get(contender, ())
-            if (value := figure(cost)) is not None
-        ]
+        costs = self.costs.get(task, {}).get(contender, {})
+        values = [value for cost in costs.values() if (value := figure(cost)) is not None]
         return statistics.median(values) if values else None
 
-    def markdown(self) -> str:
-        """All tasks, one table each."""
+    def markdown(self, line: str = "") -> str:
+        """All tasks, one table each. `line` is the contender that shows what the line can carry."""
+        columns = [*COLUMNS, *(["of the line, %"] if line else [])]
         parts = []
         for task in dict.fromkeys((*self.costs, *self.missing)):
+            if not any(self.costs.get(task, {}).values()) and task not in {**self.missing, **self.failures}:
+                continue  # not measured
             parts += [
                 f"**{task}**",
                 "",
-                f"| {' | '.join(COLUMNS)} |",
-                f"| --- |{' ---: |' * (len(COLUMNS) - 1)}",
+                f"| {' | '.join(columns)} |",
+                f"| --- |{' ---: |' * (len(columns) - 1)}",
             ]
             contenders = self.costs.get(task, {})
             reference = next((name for name in contenders if name.startswith("packhorse")), "")
             for name, costs in contenders.items():
-                if costs:
-                    parts.append(
-                        _row(name, costs, contenders.get(reference, []) if name != reference else [])
-                    )
+                cells = _cells(costs, contenders[reference] if name != reference and reference else {})
+                if line:
+                    cells.append(_spread(_shares(costs, contenders.get(line, {})), ".0f"))
+                if failures := self.failures.get(task, {}).get(name):
+                    cells[0] += f" ({len(failures)} of {len(failures) + len(costs)} failed)"
+                if costs or failures:
+                    parts.append(f"| {name} | {' | '.join(cells)} |")
             for name, how in self.missing.get(task, {}).items():
-                parts.append(f"| {name} | missing: `{how}` |{' |' * (len(COLUMNS) - 2)}")
+                parts.append(f"| {name} | missing: `{how}` |{' |' * (len(columns) - 2)}")
             parts.append("")
         parts += [f"- {note}" for note in self.notes]
         return "\n".join(parts)
@@ -80,11 +95,15 @@ class Results:
         return {
             "tasks": {
                 task: {
-                    name: {"command": self.commands[task][name], "rounds": [_figures(cost) for cost in costs]}
+                    name: {
+                        "command": self.commands[task][name],
+                        "rounds": [{"round": number, **_figures(cost)} for number, cost in costs.items()],
+                    }
                     for name, costs in contenders.items()
                 }
                 for task, contenders in self.costs.items()
             },
+            "failures": self.failures,
             "missing": self.missing,
             "notes": self.notes,
         }
@@ -96,19 +115,28 @@ def _figures(cost: Cost) -> dict[str, Any]:
     return figures
 
 
-def _row(name: str, costs: Sequence[Cost], reference: Sequence[Cost]) -> str:
-    cells = [
-        name,
-        _spread([cost.seconds for cost in costs], ".1f" if costs[0].seconds >= 10 else ".2f"),
-        _spread([cost.seconds / other.seconds for cost, other in zip(costs, reference)], ".2f"),
+def _cells(rounds: Rounds, reference: Rounds) -> list[str]:
+    costs = list(rounds.values())
+    seconds = [cost.seconds for cost in costs]
+    return [
+        _spread(seconds, ".1f" if min(seconds, default=0) >= 10 else ".2f"),
+        _spread([cost.seconds / reference[number].seconds for number, cost in rounds.items() if number in reference], ".2f"),
         _middle([cost.cpu for cost in costs], ".1f"),
         _middle([cost.server_cpu for cost in costs], ".1f"),
         _middle([_scaled(cost.peak_memory) for cost in costs], ",.0f"),
         _middle([_scaled(cost.together) for cost in costs], ",.0f"),
         _middle([_scaled(cost.moved) for cost in costs], ",.1f"),
         _middle([cost.requests for cost in costs], ",.0f"),
+    ]  # fmt: skip
+
+
+def _shares(rounds: Rounds, line: Rounds) -> list[float]:
+    """Percent of the bytes a second that the line carried in the same round."""
+    return [
+        100 * (cost.moved / cost.seconds) / (plain.moved / plain.seconds)
+        for number, cost in rounds.items()
+        if (plain := line.get(number)) and cost.moved and plain.moved
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _scaled(size: int | None) -> float | None:

@@ -78,13 +78,16 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def seaweedfs(*, directory: Path | None = None, metrics: bool = False) -> Iterator[S3Server]:
+def seaweedfs(
+    *, directory: Path | None = None, metrics: bool = False, everywhere: bool = False
+) -> Iterator[S3Server]:
     """A SeaweedFS master, volume server, filer and S3 gateway in one process.
 
-    Keeps its files inside `directory`, by default where temporary files lie.
+    Keeps its files inside `directory`, by default where temporary files lie. Answers on loopback, or on
+    every address.
     """
     ports: list[int] = []
-    describe = functools.partial(_seaweedfs, ports, metrics)
+    describe = functools.partial(_seaweedfs, ports, metrics, everywhere)
     environ = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
     try:
         with _serving("weed server", describe, environ, directory) as server:
@@ -96,7 +99,7 @@ def seaweedfs(*, directory: Path | None = None, metrics: bool = False) -> Iterat
 
 
 def _seaweedfs(
-    ports: list[int], metrics: bool, directory: Path, access_key: str, secret_key: str
+    ports: list[int], metrics: bool, everywhere: bool, directory: Path, access_key: str, secret_key: str
 ) -> tuple[list[str], int]:
     identity = {
         "name": "tests",
@@ -113,7 +116,7 @@ def _seaweedfs(
         f" -s3 -s3.config={directory / 's3.json'} -s3.port={s3} -s3.port.iceberg=0 -s3.port.lance=0"
         # Volumes are files that grow; every bucket takes one of its own (volume growth of 1 instead of 7).
         " -volume.max=1000 -volume.minFreeSpace=0 -master.volumeSizeLimitMB=1024"
-        f" -metricsPort={told if metrics else 0}"
+        f" -metricsPort={told if metrics else 0} -s3.ip.bind={'0.0.0.0' if everywhere else '127.0.0.1'}"
     )
     return [_program("weed"), f"-logdir={directory}", "server", *options.split()], s3
 
