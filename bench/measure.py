@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -105,6 +106,7 @@ def run(
         output = stack.enter_context(tempfile.TemporaryFile())
         started = time.perf_counter()
         processes = _start(pipeline, environ, directory, output.fileno(), says.fileno(), at_once)
+        stack.callback(_kill, processes)  # also when this program is interrupted
         expiry = threading.Timer(limit, _kill, (processes,))
         expiry.daemon = True
         expiry.start()
@@ -152,7 +154,13 @@ def _start(
         try:
             processes.append(
                 subprocess.Popen(
-                    words, stdin=reads, stdout=writes, stderr=says, cwd=directory, env=dict(environ)
+                    words,
+                    stdin=reads,
+                    stdout=writes,
+                    stderr=says,
+                    cwd=directory,
+                    env=dict(environ),
+                    start_new_session=True,  # so that it can be killed with its children
                 )
             )
         except OSError as error:
@@ -171,7 +179,7 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, 9)
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def shown(pipeline: Pipeline) -> str:

@@ -97,7 +97,7 @@ class Bench:
 
         Returns None where they failed on a line with faults, which is a result; elsewhere it is a BrokenError.
         """
-        command = measure.shown(pipeline).replace(place.bucket, "BUCKET").replace(str(self.work), "WORK")
+        command = self.shown(pipeline, place)
         try:
             cost = self.on_the_line(pipeline, directory, place, scratch)
         except BrokenError as error:
@@ -125,6 +125,17 @@ class Bench:
                 server=place.server,
                 limit=120 + 5 * 8 * self.bytes / self.network.rate,
             )
+
+    def shown(self, pipeline: Pipeline, place: Place) -> str:
+        """Commands without the names that differ from run to run."""
+        text = measure.shown(pipeline)
+        for name, general in (
+            (place.bucket, "BUCKET"),
+            (str(self.work), "RUN"),
+            (str(self.prepared.work), "WORK"),
+        ):
+            text = text.replace(name, general) if name else text
+        return text
 
     # --- saving ---
 
@@ -233,7 +244,7 @@ class Bench:
     def new_directory(self, name: str) -> Path:
         """An empty directory that stays until the end."""
         self._roots += 1
-        directory = self.work / "runs" / f"{name}-{self._roots}"
+        directory = self.work / f"{name}-{self._roots}"
         directory.mkdir(parents=True)
         return directory
 
@@ -256,7 +267,7 @@ class Bench:
         )
         if self.network is not None:
             return
-        pieces = self.work / "pieces"
+        pieces = self.prepared.work / "pieces"
         if not pieces.exists():
             self._floor("", place, self.work, "pack", str(self.prepared.tree), str(pieces))
         if psutil.virtual_memory().available > self.bytes * 2.2:
@@ -295,8 +306,7 @@ class Bench:
             peak_memory=None,
             together=None,
         )
-        shown = measure.shown([command]).replace(str(self.work), "WORK")
-        self.results.add("restore", f"{FLOOR}{name}", shown, cost if counts else None)
+        self.results.add("restore", f"{FLOOR}{name}", self.shown([command], place), cost if counts else None)
 
     def cpu_floor(self) -> None:
         """Note what the processor alone allows, beside the pull."""
@@ -416,15 +426,15 @@ def main() -> None:
             work.mkdir(parents=True, exist_ok=True)
         else:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-bench-")))
-        tempfile.tempdir = str(work)
-        stack.callback(_remove_what_ran, work)
         prepared = Prepared(environment, work, arguments.wheels)
-        space = disks.Disks(arguments.disk, work)
+        run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=work)))
+        tempfile.tempdir = str(run)
+        space = disks.Disks(arguments.disk, run)
         network = networks.NETWORKS.get(arguments.network)
         if network:
             networks.enter()
         try:
-            results = _measure(arguments, prepared, work, space, network)
+            results = _measure(arguments, prepared, run, space, network)
         except BrokenError as error:
             sys.exit(f"A contender broke, so there is no table: {error}")
     facts = {
@@ -524,11 +534,6 @@ def _enter_namespace() -> None:
     if os.geteuid() == 0 and INSIDE not in os.environ and not small_os_disk.refusal():
         os.environ[INSIDE] = "1"
         os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
-
-
-def _remove_what_ran(work: Path) -> None:
-    for directory in (work / "runs", work / "growth", *work.glob("disk-*")):
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
