@@ -129,18 +129,18 @@ def decompress(source: str, *, threads: int) -> dict[str, float]:
 
 
 def fetch(prefix: str, amount: str, *, threads: int) -> dict[str, float]:
-    """Fetch at least `amount` bytes of the objects below a prefix (0: all)."""
+    """Fetch `amount` bytes of the objects below a prefix (0: all)."""
     url, endpoint = os.environ["PACKHORSE_STORAGE_URL"], os.environ["PACKHORSE_STORAGE_ENDPOINT"]
     store = S3Store.from_url(
         f"{url}/{prefix}", endpoint=endpoint, client_options={"allow_http": True, "timeout": "10m"}
     )
     ranges: list[tuple[str, int, int]] = []
-    asked = 0
+    asked, wanted = 0, int(amount) or sys.maxsize
     with Timed() as timed:
         for entry in itertools.chain.from_iterable(obstore.list(store)):
             for start in range(0, entry["size"], RANGE):
-                end = min(start + RANGE, entry["size"])
-                if not int(amount) or asked < int(amount):
+                end = min(start + RANGE, entry["size"], start + wanted - asked)
+                if end > start:
                     ranges.append((entry["path"], start, end))
                     asked += end - start
         in_threads(
