@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -53,6 +54,7 @@ class Bench:
         server: S3Server,
         chosen: Sequence[str],
         network: Network | None,
+        results: Results,
     ) -> None:
         self.prepared = prepared
         self.work = work
@@ -60,7 +62,7 @@ class Bench:
         self.server = server
         self.chosen = chosen
         self.network = network
-        self.results = Results()
+        self.results = results
         self.size = disks.bytes_of(prepared.tree)
         self.files, self.bytes = environments.size_of(prepared.tree)
         self.places: dict[str, Place] = {}
@@ -414,6 +416,7 @@ def rotated(entries: Sequence[Contender], number: int) -> Sequence[Contender]:
 def main() -> None:
     """Prepare, measure and print."""
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is printed
     if arguments.network != "loopback" and (lacks := networks.lacking()):
         sys.exit(
             f"A shaped line needs {', '.join(lacks)} (Debian: apt-get install iproute2 util-linux; as root)."
@@ -433,10 +436,23 @@ def main() -> None:
         network = networks.NETWORKS.get(arguments.network)
         if network:
             networks.enter()
+        results = Results()
+        ended_early = ""
         try:
-            results = _measure(arguments, prepared, run, space, network)
+            _measure(arguments, prepared, run, space, network, results)
         except BrokenError as error:
             sys.exit(f"A contender broke, so there is no table: {error}")
+        except KeyboardInterrupt:
+            ended_early = "Ended early: what is missing below was not measured."
+            results.note(ended_early)
+        _report(arguments, results, space, network)
+    if ended_early:
+        sys.exit(130)
+
+
+def _report(
+    arguments: argparse.Namespace, results: Results, space: disks.Disks, network: Network | None
+) -> None:
     facts = {
         "machine": machine(),
         "disk": space.kind,
@@ -448,8 +464,11 @@ def main() -> None:
         return
     print(results.markdown(f"{FLOOR}fetch to nowhere" if network else ""))
     print(f"- {', '.join(f'{name} {version}' for name, version in contenders.versions().items())}.")
+    here = machine()
     print(
-        f"- Network: {network.title if network else 'loopback'}. {machine()['cores']} cores, {machine()['memory'] / 1e9:.0f} GB of memory, a new {space.kind} for each run."
+        f"- Network: {network.title if network else 'loopback'}. {here['cores']} cores, "
+        f"{here['memory'] / 1e9:.0f} GB of memory, a new {space.kind} for each run.",
+        flush=True,
     )
 
 
@@ -459,15 +478,16 @@ def _measure(
     work: Path,
     space: disks.Disks,
     network: Network | None,
-) -> Results:
+    results: Results,
+) -> None:
     rounds, unmeasured = arguments.rounds, arguments.warm_up
     with servers.seaweedfs(directory=work, metrics=True, everywhere=network is not None) as server:
-        bench = Bench(prepared, work, space, server, arguments.only, network)
+        bench = Bench(prepared, work, space, server, arguments.only, network, results)
         if arguments.growth:
             for number in range(rounds + unmeasured):
                 bench.results.round = number
                 bench.growth(number, counts=number >= unmeasured)
-            return bench.results
+            return
         bench.results.note(f"The environment: {bench.files:,} files, {bench.bytes / 1e6:,.0f} MB.")
         bench.fill(counts=not unmeasured and "save" in arguments.groups)
         for number in range(rounds + unmeasured):
@@ -486,7 +506,6 @@ def _measure(
             )
         if "workers" in arguments.groups:
             bench.workers(rounds)
-    return bench.results
 
 
 def _arguments() -> argparse.Namespace:
