@@ -31,7 +31,7 @@ format: $(VENV)/.lint  ## Put style right
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(VENV)/.bench  ## Measure packhorse against its peers on a CUDA environment: about an hour, 80 GB of disk
+bench: $(VENV)/.bench  ## Measure packhorse against its peers on a CUDA environment: about an hour, 60 GB of disk
 	@$(BIN)/python bench/peers.py $(BENCH_ARGS)
 
 bench-small: $(VENV)/.bench  ## The same once on a small environment: for the harness, not for figures

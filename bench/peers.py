@@ -446,6 +446,7 @@ def main() -> None:
             ended_early = "Ended early: what is missing below was not measured."
             results.note(ended_early)
         _report(arguments, results, space, network)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is to remove the files
     if ended_early:
         sys.exit(130)
 
