@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu-code lint format bench-e2e bench-startup bench-gpu-code clean
+.PHONY: help demo test test-gpu-code lint format bench bench-small bench-e2e bench-startup bench-gpu-code clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -30,6 +30,12 @@ lint: $(VENV)/.lint  ## Check style and types
 format: $(VENV)/.lint  ## Put style right
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+bench: $(VENV)/.bench  ## Measure packhorse against its peers on a CUDA environment: about an hour, 60 GB of disk
+	@$(BIN)/python bench/peers.py $(BENCH_ARGS)
+
+bench-small: $(VENV)/.bench  ## The same once on a small environment: for the harness, not for figures
+	@$(BIN)/python bench/peers.py --small --rounds 1 --warm-up 0 $(BENCH_ARGS)
 
 bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA environment
 	@$(BIN)/python bench/e2e.py $(BENCH_ARGS)
@@ -56,7 +62,7 @@ $(VENV)/.package: $(VENV)/.python pyproject.toml
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.gpu-code: $(VENV)/.%: $(VENV)/.package
+$(VENV)/.test $(VENV)/.lint $(VENV)/.gpu-code $(VENV)/.bench: $(VENV)/.%: $(VENV)/.package
 	@echo 'Installing what `make $*` needs into $(VENV)'
 	@$(PIP) install --group $*
 	@touch $@
