@@ -1,7 +1,7 @@
 """What a shared library offers and asks for: names, search paths, dynamic symbols and their versions.
 
-Reads the dynamic section and the hash tables only, so that a library of 500 MB costs milliseconds. Knows no
-search order and judges nothing.
+Reads the dynamic section and what it points to, so that a library of 500 MB costs milliseconds. Knows no search
+order and judges nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerDefSection, GNUVerNeedSection
-from elftools.elf.hash import ELFHashTable, GNUHashTable
 
 _UNDEFINED = 0
 _LOCAL, _WEAK = 0, 2
@@ -54,23 +53,15 @@ class Library:
         self.rpath = [part for value in tags["DT_RPATH"] for part in value.split(":") if part]
         """Searched for the needs of what this library needs, too, before LD_LIBRARY_PATH."""
 
-    def defines(self, symbol: str) -> bool:
-        """Whether others can take the symbol from here."""
-        if self._hash is None:
-            return False
-        found: Any = self._hash.get_symbol(symbol)
-        return (
-            found is not None
-            and found["st_shndx"] != "SHN_UNDEF"
-            and found["st_info"]["bind"] != "STB_LOCAL"
-            and found["st_other"]["visibility"] in ("STV_DEFAULT", "STV_PROTECTED")
-        )
+    @cached_property
+    def defined(self) -> frozenset[str]:
+        """The names of all symbols that others can take from here.
 
-    def defined(self) -> Iterator[str]:
-        """The names of all symbols that others can take from here."""
-        for name, binding, section in self._symbols():
-            if section != _UNDEFINED and binding != _LOCAL:
-                yield name
+        Not looked up one by one: elftools loses its place in a hash table when two names nearly have the same hash.
+        """
+        return frozenset(
+            name for name, binding, section in self._symbols() if section != _UNDEFINED and binding != _LOCAL
+        )
 
     def wanted(self) -> Iterator[Wanted]:
         """The symbols that must come from others."""
@@ -95,14 +86,6 @@ class Library:
             assert isinstance(section, GNUVerDefSection)
             names.update(next(iter(auxiliaries)).name for _, auxiliaries in section.iter_versions())
         return frozenset(names)
-
-    @cached_property
-    def _hash(self) -> GNUHashTable | ELFHashTable | None:
-        _, offset = self._dynamic.get_table_offset("DT_GNU_HASH")
-        if offset is not None:
-            return GNUHashTable(self._elf, offset, self._dynamic)
-        _, offset = self._dynamic.get_table_offset("DT_HASH")
-        return None if offset is None else ELFHashTable(self._elf, offset, None, self._dynamic)
 
     def _symbols(self) -> Iterator[tuple[str, int, int]]:
         """The name, binding and section index of each dynamic symbol.

@@ -98,7 +98,7 @@ def _abi(directory: Path) -> bool | None:
     if library is not None:
         with library:
             for symbol, cxx11 in _ERROR.items():
-                if library.defines(symbol):
+                if symbol in library.defined:
                     return cxx11
     return None
 
