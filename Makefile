@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu-code lint format bench-e2e bench-startup clean
+.PHONY: help demo test test-gpu-code lint format bench-e2e bench-startup bench-accelerator clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -36,6 +36,9 @@ bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA
 
 bench-startup: $(VENV)/.package  ## Measure what `packhorse run` adds to the start of a command
 	@$(BIN)/python bench/startup.py $(BENCH_ARGS)
+
+bench-accelerator: $(VENV)/.package  ## Check symbols against a real torch; BENCH_ARGS=DIR has one
+	@$(BIN)/python bench/accelerator.py $(BENCH_ARGS)
 
 clean:  ## Remove all that was made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -92,6 +92,16 @@ def extension(directory: Path, module: str, *, cxx11_abi: bool = False, newer: b
     return built.read_bytes()
 
 
+def library(directory: Path, name: str, source: str, *options: str) -> Path:
+    """A shared library `directory/name` made of C."""
+    target = directory / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = _source(target.with_name(f"{name}.c"), source)
+    subprocess.run(["gcc", "-shared", "-fPIC", str(text), *options, "-o", str(target)], check=True)
+    text.unlink()
+    return target
+
+
 def _c10(directory: Path, cxx11_abi: bool, newer: bool) -> Path:
     place = directory / f"c10-{cxx11_abi}-{newer}"
     place.mkdir(parents=True, exist_ok=True)

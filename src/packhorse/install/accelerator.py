@@ -190,7 +190,7 @@ class Selection:
         torch = None
         if built_for_torch:
             torch = torch_build.find([self._packages], self._interpreter, self._environ)
-            torch = torch or torch_build.find(self._search_path, self._interpreter, self._environ)
+            torch = torch or torch_build.find(self.search_path, self._interpreter, self._environ)
         return Worker(self._interpreter, self._tags, torch)
 
     @cached_property
@@ -198,7 +198,7 @@ class Selection:
         return worker_tags(self._interpreter)
 
     @cached_property
-    def _search_path(self) -> list[Path]:
+    def search_path(self) -> list[Path]:
         """Where the interpreter itself would look: a container's image may bring torch along."""
         asked = subprocess.run(
             [self._interpreter.path, "-c", "import sys; print(*sys.path[1:], sep='\\n')"],
