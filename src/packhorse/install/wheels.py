@@ -6,6 +6,7 @@ packages keep what others have in them (unlike `pip install --target --upgrade`,
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from packaging.utils import canonicalize_name
 
 from packhorse import atomic
 from packhorse.config import Wheel
+from packhorse.errors import PackhorseError
+from packhorse.install import symbols
 from packhorse.install.accelerator import Selection
 from packhorse.install.links import Fetcher
 from packhorse.install.network import Attempts
@@ -51,6 +54,8 @@ def install(wheels: Sequence[Wheel], engine: Engine, staging: Path, scratch: Pat
         engine.install((), [requirement], scratch, "--no-deps")
         overrides += merge(scratch, staging)
         atomic.remove_tree(scratch)
+    if overrides:
+        _refuse_unloadable({override.name for override in overrides}, selection, engine, staging)
     for override in overrides:
         instead = f" instead of {override.old}" if override.old else ""
         engine.note(f"{override.name} {override.new}{instead}, from its own wheel")
@@ -76,6 +81,25 @@ def _requirement(wheel: Wheel, selection: Selection, engine: Engine) -> str:
     if doubt := selection.doubt(unquote(PurePosixPath(urlsplit(url).path).name)):
         engine.note(f"warning: {doubt}")
     return f"{wheel.name} @ {url}"
+
+
+def _refuse_unloadable(names: set[str], selection: Selection, engine: Engine, staging: Path) -> None:
+    """Raise PackhorseError where an extension module that came with the wheels cannot be loaded."""
+    engine.progress.stage("checking symbols")
+    scope = symbols.Scope([staging, *selection.search_path], engine.interpreter, engine.environ)
+    with contextlib.closing(scope):
+        brought = (found.distribution for found in distributions(staging) if found.name in names)
+        findings = symbols.check(brought, scope)
+    if not findings:
+        return
+    for finding in findings:
+        engine.log.add(f"{symbols.sentence(finding)}. {' '.join(finding.missing)}")
+    first, *others = findings
+    more = f" So it is with {len(others)} more." if others else ""
+    raise PackhorseError(
+        f"A wheel of [[environment.wheels]] cannot be loaded here: {symbols.sentence(first)}.{more}",
+        f"{first.remedy} The whole list is in {engine.log.path}.",
+    )
 
 
 def distributions(directory: Path) -> Iterator[Installed]:
