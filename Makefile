@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu-code lint format bench bench-small bench-e2e bench-startup bench-gpu-code clean
+.PHONY: help demo test test-gpu-code lint format bench bench-small bench-e2e bench-startup bench-gpu-code bench-accelerator clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,6 +45,9 @@ bench-startup: $(VENV)/.package  ## Measure what `packhorse run` adds to the sta
 
 bench-gpu-code: $(VENV)/.test  ## Measure which GPU code of a directory is cold: BENCH_ARGS="DIRECTORY --check"
 	@$(BIN)/python bench/gpu_code.py $(BENCH_ARGS)
+
+bench-accelerator: $(VENV)/.package  ## Check symbols against a real torch; BENCH_ARGS=DIR has one
+	@$(BIN)/python bench/accelerator.py $(BENCH_ARGS)
 
 clean:  ## Remove all that was made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
