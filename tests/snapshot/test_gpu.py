@@ -189,6 +189,17 @@ def test_code_of_an_unknown_kind_is_needed_and_makes_no_other_code_cold(
     assert _labels(content, tmp_path / "lib.so") == {"sm_80": "80-89", "sm_90": "90-99"}
 
 
+def test_a_label_that_would_be_long_says_that_all_need_it(tmp_path: Path) -> None:
+    every_second = [code(f"sm_{number}", 8) for number in range(20, 600, 2)]
+    assert _labels(
+        library(Section(FATBIN, container(code("compute_20"), *every_second[:40]))), tmp_path / "a.so"
+    ) == {"compute_20": ",".join(str(number) for number in range(21, 99, 2)) + ",99-"}
+    assert (
+        _labels(library(Section(FATBIN, container(code("compute_20"), *every_second))), tmp_path / "b.so")
+        == {}
+    )
+
+
 # What is malformed
 
 GOOD = container(code("sm_70"))

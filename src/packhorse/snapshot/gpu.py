@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LEAST_COLD = 4096
 """A payload of fewer bytes is called needed: it would save less than it costs to list."""
+LONGEST_LABEL = 256
+"""No label is longer, in characters; real ones have at most some forty."""
 NEWEST = 12
 """The newest major compute capability whose rules are known here. A newer GPU needs everything."""
 
@@ -363,14 +365,18 @@ def _same_major(architecture: int) -> range:
 
 
 def _label(capabilities: set[int]) -> str:
-    """The text that `needed` reads. Empty, that is all, where no GPU is known to need it: such a rule is not trusted."""
+    """The text that `needed` reads.
+
+    Empty, that is all, where it would be too long, or where no GPU is known to need it: such a rule is not trusted.
+    """
     runs: list[list[int]] = []
     for capability in sorted(capabilities):
         if runs and runs[-1][1] == capability - 1:
             runs[-1][1] = capability
         else:
             runs.append([capability, capability])
-    return ",".join(
+    label = ",".join(
         f"{first}-" if last == _END - 1 else f"{first}-{last}" if last > first else f"{first}"
         for first, last in runs
     )
+    return label if len(label) <= LONGEST_LABEL else ""
