@@ -375,4 +375,6 @@ def test_bytes_made_to_break_the_reader_are_refused(raw: bytes) -> None:
     with pytest.raises(IntegrityError):
         _read(*_stored(raw))
     with pytest.raises(IntegrityError):
-        documents.decode_any_placement(_stored(raw.replace(b"\x02", b"\x01", 1), documents.PLACEMENT_MAGIC)[0])
+        documents.decode_any_placement(
+            _stored(raw.replace(b"\x02", b"\x01", 1), documents.PLACEMENT_MAGIC)[0]
+        )
