@@ -46,7 +46,9 @@ def wheel(
             raw = text.encode() if isinstance(text, str) else text
             digest = base64.urlsafe_b64encode(hashlib.sha256(raw).digest()).rstrip(b"=").decode()
             rows.writerow([member, f"sha256={digest}", len(raw)])
-            archive.writestr(member, raw)
+            entry = zipfile.ZipInfo(member)
+            entry.external_attr = (0o100755 if ".data/scripts/" in member else 0o100644) << 16
+            archive.writestr(entry, raw)
         rows.writerow([f"{info}/RECORD", "", ""])
         archive.writestr(f"{info}/RECORD", record.getvalue())
     return path

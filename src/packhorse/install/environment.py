@@ -20,7 +20,7 @@ import msgspec
 from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import fingerprint, imports, slim, wheels
+from packhorse.install import fingerprint, imports, scripts, slim, wheels
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
@@ -195,6 +195,7 @@ class _Installation:
                     os.makedirs(self.staging, mode=0o700)
                     brought = self._bring(own, log, watch, holding)
                     saved = self._slim(log)
+                    scripts.make_relocatable(self.staging, self.config.environment.python, root.path)
                     outcomes = _checked(
                         root,
                         self.config,
