@@ -331,7 +331,7 @@ def test_an_index_and_a_file_that_fail_twice_are_asked_three_times(
 
     installer(dependencies=["foo"])
 
-    assert index.requests == ["foo/", "foo/", "foo/", FOO, "foo/", FOO, "foo/", FOO]
+    assert index.requests == ["foo/", "foo/", "foo/", FOO, FOO, FOO]
     assert [int(wait) for wait in installer.waits] == [1, 2, 1, 2]
     assert any(
         note.startswith("foo/: the server answered 500; attempt 3 of 3 in 2.") for note in installer.notes
@@ -345,7 +345,7 @@ def test_the_attempts_come_to_an_end(index: Index, installer: Installer) -> None
     index.add("foo", "1.0")
     index.fail(FOO, *[Status(503)] * 100)
 
-    with pytest.raises(PackhorseError, match=rf"the server answered 503 \({FOO}\)"):
+    with pytest.raises(PackhorseError, match=rf"{FOO} could not be downloaded: the server answered 503"):
         installer(dependencies=["foo"], network=Network(attempts=4))
 
     assert index.requests.count(FOO) == 4
@@ -369,9 +369,10 @@ def test_a_wrong_hash_is_not_tried_again(index: Index, installer: Installer) -> 
     index.add("foo", "1.0")
     index.hashes[FOO] = "0" * 64
 
-    with pytest.raises(PackhorseError, match="DO NOT MATCH THE HASHES"):
+    with pytest.raises(PackhorseError, match="is not the file that was announced") as raised:
         installer(dependencies=["foo"])
 
+    assert raised.value.exit_code == 4
     assert index.requests.count(FOO) == 1
 
 
@@ -384,18 +385,7 @@ def test_a_download_that_breaks_goes_on_where_it_was(index: Index, installer: In
 
     assert (installer.root.packages / "foo.bin").read_bytes() == content
     assert index.requests.count(FOO) == 2
-    assert installer.waits == []
-
-
-def test_a_download_that_keeps_breaking_is_attempted_again(index: Index, installer: Installer) -> None:
-    content = os.urandom(1_000_000)
-    index.add("foo", "1.0", {"foo.bin": content})
-    index.fail(FOO, *[Cut(after=10)] * 8)
-
-    installer(dependencies=["foo"])
-
-    assert (installer.root.packages / "foo.bin").read_bytes() == content
-    assert len(installer.waits) == 1
+    assert any("the connection broke at 1,000,000 of 2,0" in note for note in installer.notes)
 
 
 def test_a_large_file_that_stalls_gets_the_long_timeout_and_its_own_count(
@@ -460,7 +450,7 @@ def test_credentials_of_a_requirement_reach_neither_log_nor_messages(
 ) -> None:
     path = index.add("foo", "1.0")
     index.credentials = "me:hunter2"
-    index.fail(path.name, Status(503), Status(404))
+    index.fail(path.name, Status(503), *[Status(404)] * 100)
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(f"foo @ http://me:hunter2@{index.host}/files/{path.name}?token=s3cr3t")
 
@@ -675,7 +665,7 @@ def test_a_disk_that_is_nearly_full_is_refused_before_anything_is_fetched(
 
 @pytest.mark.namespaces
 @pytest.mark.parametrize("size", [60_000_000, 100_000_000])
-def test_a_disk_that_fills_up_is_named_however_pip_words_it(
+def test_a_disk_that_fills_up_is_named(
     index: Index, installer: Installer, packhorse: Packhorse, project: Path, size: int
 ) -> None:
     """One file fits once but not twice, the other not at all."""
@@ -684,5 +674,5 @@ def test_a_disk_that_fills_up_is_named_however_pip_words_it(
     failed = _on_a_small_disk("80m", packhorse, installer, project)
 
     assert failed.returncode == 5, failed.stderr
-    assert "was full while pip worked" in failed.stderr
+    assert "was full while foo-1.0-py3-none-any.whl was installed" in failed.stderr
     assert "attempt 2" not in failed.stderr

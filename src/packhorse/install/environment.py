@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ import msgspec
 from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import fingerprint, imports, slim, wheels
+from packhorse.install import access, apply, fingerprint, imports, requirements, slim, wheels
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
@@ -31,6 +32,8 @@ from packhorse.watch import memory
 from packhorse.watch.disk import Watch, usage
 
 _LEAST_SPACE = 64 << 20
+_ONLY_PIP = re.compile(r"(^|\s)--(hash|require-hashes|config-settings|global-option|build-option)\b")
+"""What leaves the whole installation to pip: it fetches files to check their hashes, and builds with options."""
 _PATIENCE = 30.0
 """Seconds that a finished installation waits for short commands that still use the environment before it."""
 
@@ -94,7 +97,9 @@ def install(
         if not reinstall and _up_to_date(root, wanted):
             result = InstallResult(wanted, False, *_counted(root.packages), 0.0, usage(root.path).bytes)
         else:
-            result = _Installation(root, config, environ, interpreter, progress, note, sleep).run(wanted)
+            result = _Installation(root, config, environ, interpreter, progress, note, sleep, reinstall).run(
+                wanted
+            )
     result.seconds = round(time.monotonic() - started, 3)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     result.peak_rss_bytes = max(memory.peak(), children)
@@ -175,7 +180,9 @@ class _Installation:
         progress: Progress,
         note: Callable[[str], None],
         sleep: Callable[[float], None],
+        reinstall: bool,
     ) -> None:
+        self.reinstall = reinstall
         self.root, self.config, self.environ = root, config, environ
         self.interpreter, self.progress, self.note, self.sleep = interpreter, progress, note, sleep
         # Not where a pull rebuilds packages/: it goes on with what it finds there.
@@ -245,8 +252,40 @@ class _Installation:
             sleep=self.sleep,
         )
         if environment.requirements or environment.dependencies:
-            engine.install(environment.requirements, environment.dependencies, self.staging)
+            self._bring_resolved(engine)
         return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
+
+    def _bring_resolved(self, engine: Engine) -> None:
+        environment = self.config.environment
+        lines = list(requirements.lines(environment.requirements))
+        chosen = None
+        if not any(_ONLY_PIP.search(line.text) for line in lines):
+            chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
+        if chosen is None:
+            engine.install(environment.requirements, environment.dependencies, self.staging)
+            return
+        settings = access.pip_settings(engine.command.words, engine.pip_environ)
+        texts = [*(line.text for line in lines), *environment.dependencies]
+        applied = apply.apply(
+            chosen,
+            engine,
+            access.access(settings, texts, engine.pip_environ),
+            requirements.sources(lines),
+            base=self._base(),
+            mark=slim.mark(environment.slim_keep, environment.slim_remove)
+            if environment.profile == "slim"
+            else "",
+            staging=self.staging,
+            scratch=self.root.staging / "scratch",
+        )
+        if applied.linked:
+            self.note(f"{applied.linked} of {len(chosen)} distributions are unchanged and were linked")
+
+    def _base(self) -> Path | None:
+        """The environment whose distributions can be used again."""
+        state = self.root.state()
+        fits = (state.soabi, state.platform) == (self.interpreter.soabi, self.interpreter.platform)
+        return self.root.packages if state.state == "complete" and fits and not self.reinstall else None
 
     def _slim(self, log: Log) -> list[slim.Saved]:
         environment = self.config.environment

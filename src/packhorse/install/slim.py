@@ -15,9 +15,15 @@ from fnmatch import translate
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import msgspec
+from blake3 import blake3
+
 from packhorse import atomic
 from packhorse.install import wheels
 from packhorse.install.slim_rules import RULES
+
+MARK = "packhorse-slim"
+"""A file of a dist-info: this distribution is not whole, by which rules."""
 
 _OWN_RULE = "slim-remove"
 _SUITES = "test suites"
@@ -50,7 +56,7 @@ def slim(directory: Path, keep: Sequence[str] = (), remove: Sequence[str] = ()) 
         saved[rule] = Saved(rule, before.files + 1, before.bytes + place.lstat().st_blocks * 512)
         place.unlink()
     _remove_empty({parent for path in chosen for parent in PurePosixPath(path).parents}, directory)
-    _correct_records(directory, chosen)
+    _correct_records(directory, chosen, mark(keep, remove))
     return [each for each in saved.values() if each.files]
 
 
@@ -138,12 +144,29 @@ def _remove_empty(directories: Collection[PurePosixPath], base: Path) -> None:
             directory.rmdir()
 
 
-def _correct_records(directory: Path, gone: Collection[str]) -> None:
-    """Take what went out of each distribution's RECORD, by a new file."""
+def mark(keep: Sequence[str], remove: Sequence[str]) -> str:
+    """What the dist-info of a distribution says from which these rules took something."""
+    rules = [sorted(keep), sorted(remove), RULES]
+    return blake3(msgspec.json.encode(rules)).hexdigest()
+
+
+def marked(info: Path) -> str:
+    """The mark in a dist-info; "" where the distribution is whole."""
+    try:
+        return (info / MARK).read_text("ascii")
+    except FileNotFoundError:
+        return ""
+
+
+def _correct_records(directory: Path, gone: Collection[str], mark: str) -> None:
+    """Take what went out of each distribution's RECORD, by a new file, and leave the mark."""
     for record in directory.glob("*.dist-info/RECORD"):
         rows = [row for row in csv.reader(io.StringIO(record.read_text("utf-8"))) if row]
         left = [row for row in rows if str(wheels.place(PurePosixPath(row[0]))) not in gone]
         if len(left) < len(rows):
+            marking = f"{record.parent.name}/{MARK}"
+            atomic.write_file(directory / marking, mark.encode(), mode=0o644)
+            left = [*(row for row in left if row[0] != marking), [marking, "", ""]]
             written = io.StringIO()
             csv.writer(written, lineterminator="\n").writerows(left)
             atomic.write_file(record, written.getvalue().encode(), mode=record.stat().st_mode & 0o777)
