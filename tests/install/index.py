@@ -89,7 +89,9 @@ class Index:
     credentials: str = ""
     """user:password that every request must bring, if set."""
     requests: list[str] = field(default_factory=list)
-    """The last part of the path of every request but those for metadata (PEP 658)."""
+    """The last part of the path of every request but those for metadata (PEP 658) and for parts of files."""
+    parts: list[str] = field(default_factory=list)
+    """The files of which the end or a part from the middle was asked for: such requests never fail."""
     metadata: bool = True
     """Whether the metadata of wheels can be had without them."""
     ranges: bool = True
@@ -151,9 +153,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if file.endswith(".metadata") and index.metadata:
             self._answer(200, _metadata(index.directory / file.removesuffix(".metadata")))
             return
+        part = self.headers["Range"] is not None and not self.headers["Range"].endswith("-")
         if self.command == "GET":
-            index.requests.append(file)
-        fault = index.faults[file].pop(0) if self.command == "GET" and index.faults.get(file) else None
+            (index.parts if part else index.requests).append(file)
+        faulty = self.command == "GET" and not part and index.faults.get(file)
+        fault = index.faults[file].pop(0) if faulty else None
         if isinstance(fault, Status):
             self._answer(fault.code, b"", headers=fault.headers)
         elif file.endswith("/"):

@@ -388,16 +388,17 @@ def test_a_download_that_breaks_goes_on_where_it_was(index: Index, installer: In
     assert any("the connection broke at 1,000,000 of 2,0" in note for note in installer.notes)
 
 
-def test_a_large_file_that_stalls_gets_the_long_timeout_and_its_own_count(
+def test_a_large_file_gets_the_long_timeout_and_its_own_count_from_the_first_attempt(
     index: Index, installer: Installer
 ) -> None:
+    """Its size is known before it is fetched."""
     index.add("foo", "1.0", {"foo.bin": os.urandom(1_000_000)})
-    index.fail(FOO, *[Stall(after=10, seconds=1.5)] * 100)
+    index.fail(FOO, Status(503), Stall(after=10, seconds=1.5))
 
     installer(
         dependencies=["foo"],
         network=Network(
-            attempts=1, timeout_small=0.2, timeout_large=30, large_size=500_000, large_attempts=2
+            attempts=1, timeout_small=1.0, timeout_large=30, large_size=500_000, large_attempts=2
         ),
     )
 
@@ -668,11 +669,40 @@ def test_a_disk_that_is_nearly_full_is_refused_before_anything_is_fetched(
 def test_a_disk_that_fills_up_is_named(
     index: Index, installer: Installer, packhorse: Packhorse, project: Path, size: int
 ) -> None:
-    """One file fits once but not twice, the other not at all."""
+    """One file fits once but not twice, the other not at all; the server tells no sizes before."""
+    index.ranges = index.metadata = False
     index.add("foo", "1.0", {"foo.bin": bytes(size)})
 
     failed = _on_a_small_disk("80m", packhorse, installer, project)
 
     assert failed.returncode == 5, failed.stderr
-    assert "was full while foo-1.0-py3-none-any.whl was installed" in failed.stderr
+    assert "was full while" in failed.stderr or "but what is to be installed" in failed.stderr
     assert "attempt 2" not in failed.stderr
+
+
+@pytest.mark.namespaces
+def test_what_will_not_fit_is_told_before_a_wheel_is_fetched(
+    index: Index, installer: Installer, packhorse: Packhorse, project: Path
+) -> None:
+    index.add("foo", "1.0", {"foo.py": "", "foo.bin": bytes(60_000_000), "foo.a": bytes(5_000_000)})
+
+    failed = _on_a_small_disk("80m", packhorse, installer, project)
+
+    assert failed.returncode == 5, failed.stderr
+    assert "takes 65 MB and its largest wheel (foo-1.0-py3-none-any.whl) 65 MB besides" in failed.stderr
+    assert 'profile = "slim" makes it about 5 MB smaller' in failed.stderr
+    assert index.requests == ["foo/"]
+
+
+@pytest.mark.namespaces
+def test_a_disk_with_room_for_the_files_and_one_wheel_is_enough(
+    index: Index, installer: Installer, packhorse: Packhorse, project: Path
+) -> None:
+    """Three wheels of 20 MB that nothing makes smaller, on a disk of 84 MB; all wheels and files take 120 MB."""
+    index.add("foo", "1.0", {"foo.py": "", "foo.bin": os.urandom(20_000_000)}, requires=["bar", "baz"])
+    index.add("bar", "1.0", {"bar.bin": os.urandom(20_000_000)})
+    index.add("baz", "1.0", {"baz.bin": os.urandom(20_000_000)})
+
+    done = _on_a_small_disk("84m", packhorse, installer, project)
+
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packhorse import atomic
-from packhorse.install import slim, unpack, wheels
+from packhorse.errors import NoSpaceError
+from packhorse.install import sizes, slim, unpack, wheels
 from packhorse.install.access import Access
 from packhorse.install.chosen import Chosen
 from packhorse.install.downloads import Downloads, RefusedError, no_space, sha256, wrong_hash
@@ -63,7 +64,7 @@ def apply(
     rest = [each for each in chosen if each not in linked]
     for each in linked:
         engine.log.add(f"unchanged: {each.name} {each.version}")
-    refused = work.bring([each for each in rest if each.is_wheel])
+    refused = work.bring(work.fitting([each for each in rest if each.is_wheel]))
     left = [*(each for each in rest if not each.is_wheel), *refused]
     for each in left:
         engine.progress.stage(f"building {each.name}")
@@ -183,10 +184,34 @@ class _Work:
         self.infos: list[str] = []
         """The dist-info of each that was unpacked."""
 
+    def fitting(self, chosen: Sequence[Chosen]) -> list[Chosen]:
+        """The wheels with their sizes. Raises NoSpaceError where it is known that they do not fit."""
+        engine = self._engine
+        engine.progress.stage("looking at the sizes of the wheels")
+        found = sizes.sized(chosen, self._downloads, engine.session.heartbeat)
+        files = sum(file.bytes for each in found for file in each.files)
+        largest = max((each.chosen for each in found), key=_beside, default=None)
+        beside = _beside(largest) if largest is not None else 0
+        free = engine.watch.look()
+        engine.log.add(f"wheels to bring: {len(found)}, unpacked {files} bytes; free: {free} bytes")
+        if largest is not None and files + beside > free:
+            saved = sum(file.bytes for each in found for file in each.files if slim.would_go(file.path))
+            hint = (
+                f' profile = "slim" makes it about {saved / 1e6:,.0f} MB smaller in the end.' if saved else ""
+            )
+            raise NoSpaceError(
+                f"{engine.session.root.path} has {free / 1e6:,.0f} MB free, but what is to be installed takes "
+                f"{files / 1e6:,.0f} MB and its largest wheel ({largest.file}) {beside / 1e6:,.0f} MB besides "
+                "while it is unpacked.",
+                f"Free some space, or choose a root on a larger disk with --root.{hint}",
+            )
+        return [each.chosen for each in found]
+
     def bring(self, chosen: Sequence[Chosen]) -> list[Chosen]:
         """Install the wheels; returns those that only pip may fetch."""
-        self._engine.progress.stage("downloading and installing", sum(each.size for each in chosen) or None)
-        self._room = _Room(max((each.size for each in chosen), default=0))
+        total = sum(map(_beside, chosen))
+        self._engine.progress.stage("downloading and installing", total or None)
+        self._room = _Room(max(map(_beside, chosen), default=0))
         # The largest first: it lies beside its own files before those of the others are there.
         pending = iter(sorted(chosen, key=lambda each: -each.size))
         taking = threading.Lock()
@@ -286,6 +311,11 @@ class _Work:
     def _note(self, text: str) -> None:
         self._engine.log.add(text)
         self._engine.note(text)
+
+
+def _beside(chosen: Chosen) -> int:
+    """The bytes that a wheel takes beside its files."""
+    return chosen.size if chosen.local is None else 0
 
 
 def _json(document: Mapping[str, object]) -> bytes:

@@ -15,6 +15,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,6 +29,8 @@ from packhorse.install.pip import Engine
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.session import Session
+from packhorse.snapshot.index import Content, Index
+from packhorse.snapshot.scan import Signature, scan, signature_of
 from packhorse.watch import memory
 from packhorse.watch.disk import Watch, usage
 
@@ -168,6 +171,11 @@ def _counted(packages: Path) -> tuple[int, int, int]:
     return (sum(1 for _ in wheels.distributions(packages)), *usage(packages))
 
 
+class _Known(NamedTuple):
+    signature: Signature
+    content: Content
+
+
 class _Installation:
     """One installation on its way; the root is held against other writers."""
 
@@ -203,6 +211,7 @@ class _Installation:
                 atomic.remove_tree(root.staging)
                 try:
                     os.makedirs(self.staging, mode=0o700)
+                    index, known = self._known()
                     brought = self._bring(own, log, watch, holding)
                     saved = self._slim(log)
                     outcomes = _checked(
@@ -217,6 +226,7 @@ class _Installation:
                     )
                     counted = _counted(self.staging)
                     self._put_in_force(wanted)
+                    self._remember(index, known)
                 finally:
                     atomic.remove_tree(root.staging)
             root_bytes, peak, os_disk = watch.summary()
@@ -280,6 +290,26 @@ class _Installation:
         )
         if applied.linked:
             self.note(f"{applied.linked} of {len(chosen)} distributions are unchanged and were linked")
+
+    def _known(self) -> tuple[Index, dict[bytes, _Known]]:
+        """What the index knows of the packages in force, before linking changes their times (link(2): ctime)."""
+        index = Index(self.root.private / "index")
+        known = {}
+        if self._base() is not None:
+            for found in scan(os.fsencode(self.root.path), [b"packages"]):
+                digests = index.digests(found.path, found.signature)
+                if found.kind == "file" and digests is not None:
+                    known[found.path] = _Known(found.signature, (digests, found.mode))
+        return index, known
+
+    def _remember(self, index: Index, known: Mapping[bytes, _Known]) -> None:
+        """Let the index know the files that were linked, so that the next push need not read them again."""
+        for path, before in known.items():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                now = signature_of(os.lstat(os.path.join(os.fsencode(self.root.path), path)))
+                if now._replace(ctime=0) == before.signature._replace(ctime=0):
+                    index.restored(path, now, before.content)
+        index.save()
 
     def _base(self) -> Path | None:
         """The environment whose distributions can be used again."""

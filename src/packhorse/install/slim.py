@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import translate
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -84,6 +85,13 @@ def _chosen(directory: Path, keep: Sequence[str], remove: Sequence[str]) -> dict
     return _without_imported_suites(directory, chosen, staying)
 
 
+def would_go(path: str) -> bool:
+    """Whether the rules take a file, if nothing imports it."""
+    return not _METADATA.match(path) and any(
+        _matcher(rule.remove)(path) and not _matcher(rule.keep)(path) for rule in RULES
+    )
+
+
 def _files(directory: Path) -> Iterator[str]:
     for parent, _, names in os.walk(directory):
         below = os.path.relpath(parent, directory)
@@ -98,8 +106,13 @@ def _source(path: str) -> str:
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Whether a path or its last part fits one of `patterns`, as in run.exclude."""
-    regular = re.compile("|".join(map(translate, patterns)) or "(?!)")
+    regular = _compiled(tuple(patterns))
     return lambda path: bool(regular.match(path) or regular.match(path.rpartition("/")[2]))
+
+
+@lru_cache
+def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, patterns)) or "(?!)")
 
 
 def _without_imported_suites(directory: Path, chosen: dict[str, str], staying: list[str]) -> dict[str, str]:
