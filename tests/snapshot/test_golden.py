@@ -236,4 +236,4 @@ def test_what_the_golden_manifest_says_of_a_library_with_gpu_code() -> None:
     ]
     needed = [run for run in runs if not run[0]]
     assert [offset for _, offset, _ in needed] == [sum(run[2] for run in needed[:n]) for n in range(6)]
-    assert len({frame for frame in entry.pieces[::3]}) == 4
+    assert len(set(entry.pieces[::3])) == 4
