@@ -40,7 +40,7 @@ from packhorse.transfer.merge import changed_paths
 from packhorse.transfer.union import union
 from packhorse.watch.memory import peak
 
-UPLOADS = 2
+UPLOADS = 4
 """Packs on their way at a time."""
 
 
