@@ -106,6 +106,7 @@ def test_only_what_a_python_runs_is_rewritten_and_once(tmp_path: Path) -> None:
     for name, content in contents.items():
         (tmp_path / "bin" / name).write_bytes(content)
         (tmp_path / "bin" / name).chmod(0o751)
+        os.utime(tmp_path / "bin" / name, (1_000_000, 1_000_000))
         os.link(tmp_path / "bin" / name, tmp_path / name)
     (tmp_path / "bin" / "link").symlink_to("absolute")
 
@@ -118,7 +119,7 @@ def test_only_what_a_python_runs_is_rewritten_and_once(tmp_path: Path) -> None:
         rewritten = name in ("absolute", "spaces", "named", "windows")
         assert path.read_bytes() == (head + content.partition(b"\n")[2] if rewritten else content)
         assert (tmp_path / name).read_bytes() == content
-        assert path.stat().st_mode & 0o777 == 0o751
+        assert (path.stat().st_mode & 0o777, path.stat().st_mtime) == (0o751, 1_000_000)
     assert (tmp_path / "bin" / "link").is_symlink()
     assert make_relocatable(tmp_path / "gone", "", tmp_path) == 0
 

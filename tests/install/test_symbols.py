@@ -13,7 +13,7 @@ from tests.install.index import Index, wheel
 
 from packhorse.errors import PackhorseError
 from packhorse.install import symbols
-from packhorse.install.interpreter import worker_interpreter
+from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.symbols import Finding, Scope, demangled, sentence
 from packhorse.install.wheels import distributions
 
@@ -174,6 +174,26 @@ def test_a_library_on_the_search_path_of_the_module_is_found(tmp_path: Path) -> 
             "fast.libs/libused.so": library.read_bytes(),
         }
         assert _check(_packages(place, files)) == []
+
+
+def test_a_library_on_the_search_path_of_the_interpreter_is_found(tmp_path: Path) -> None:
+    """As Conda's Python has it."""
+    options = _linked(tmp_path, "libused.so.5")
+    packages = _packages(tmp_path / "packages", {MODULE: _module(tmp_path, CALL, *options)})
+    (tmp_path / "main.c").write_text("int main(void) { return 0; }")
+    for tags, count in (("--disable-new-dtags", 0), ("--enable-new-dtags", 1)):
+        executable = tmp_path / f"python{tags}"
+        subprocess.run(
+            ["gcc", tmp_path / "main.c", f"-Wl,{tags}", "-Wl,-rpath,$ORIGIN/lib", "-o", executable],
+            check=True,
+        )
+        (tmp_path / "lib").mkdir(exist_ok=True)
+        (tmp_path / "lib" / "libused.so.5").write_bytes(Path(options[-1]).read_bytes())
+        own = worker_interpreter(sys.executable, {})
+        scope = Scope([packages], Interpreter(str(executable), own.version, own.soabi, own.platform), {})
+        with contextlib.closing(scope):
+            found = symbols.check([each.distribution for each in distributions(packages)], scope)
+        assert len(found) == count, tags
 
 
 def test_a_library_on_the_path_of_the_environment_is_found(tmp_path: Path) -> None:

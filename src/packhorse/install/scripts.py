@@ -51,13 +51,20 @@ def make_relocatable(packages: Path, configured: str, root: Path) -> int:
         head = b"#!/bin/sh\n'''exec' %s%s \"$0\" \"$@\"\n' '''  # packhorse%s\n" % (start, options, options)
         new = head + content[match.end() :]
         if new != content:
-            mode = stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode)
-            atomic.write_file(path, new)  # a new file: the old one may have other hard links
-            path.chmod(mode)
+            _replace(path, new)
             changed[entry.name] = new
     if changed:
         _record(packages, changed)
     return len(changed)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """By a new file, since the old one may have other hard links; with its mode, and its times, so that two
+    installations of the same wheels stay the same."""
+    before = path.stat()
+    atomic.write_file(path, content)
+    path.chmod(stat.S_IMODE(before.st_mode))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _start(configured: str, root: Path) -> bytes:
@@ -80,9 +87,7 @@ def _record(packages: Path, changed: dict[str, bytes]) -> None:
         if new != rows:
             lines = io.StringIO()
             csv.writer(lines, lineterminator="\n").writerows(new)
-            mode = stat.S_IMODE(record.stat().st_mode)
-            atomic.write_file(record, lines.getvalue().encode(errors="surrogateescape"))
-            record.chmod(mode)
+            _replace(record, lines.getvalue().encode(errors="surrogateescape"))
 
 
 def _row(row: list[str], changed: dict[str, bytes]) -> list[str]:

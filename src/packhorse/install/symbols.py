@@ -89,9 +89,13 @@ class Scope:
         return found
 
     @cached_property
+    def _executable(self) -> Library | None:
+        return self.open(Path(os.path.realpath(self._interpreter.path)))
+
+    @cached_property
     def interpreter(self) -> list[Library]:
         """The interpreter's executable and all that it loads: their symbols are there for every module."""
-        executable = self.open(Path(os.path.realpath(self._interpreter.path)))
+        executable = self._executable
         return [executable, *self.closure(executable)[0]] if executable is not None else []
 
     def providers(self, name: str, wanting: Library, loaders: Sequence[Library] = ()) -> list[Library]:
@@ -122,7 +126,9 @@ class Scope:
         """All that is loaded with a library, and the needs (of whom, which) that nothing provides."""
         found: dict[Path, Library] = {}
         missing: list[tuple[Library, str]] = []
-        pending: list[tuple[Library, tuple[Library, ...]]] = [(library, ())]
+        # Conda's Python has an RPATH, which counts for what modules need, too.
+        first = () if self._executable in (None, library) else (self._executable,)
+        pending: list[tuple[Library, tuple[Library, ...]]] = [(library, first)]
         while pending:
             wanting, loaders = pending.pop(0)
             for name in wanting.needed:
