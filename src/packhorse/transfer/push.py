@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from packhorse.snapshot.writer import (
     placement_of,
     write,
 )
-from packhorse.store import tags
+from packhorse.store import condemned, tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
 from packhorse.transfer.fold import LIMIT, fold
@@ -83,6 +83,8 @@ class _Push:
     ) -> None:
         self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
         self.repair = repair
+        self.started = time.monotonic()
+        self.condemned = condemned.marks(store)  # first of all: see there
         self.local = Local(root)
         self.source = source_of(store, tag)
         self.synced: bool | None = None
@@ -92,7 +94,7 @@ class _Push:
         """The packages, if the tag turned out to have them already."""
         everything = tags.read_tags(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
-        self.existing = _Existing(store, [] if repair else everything)
+        self.existing = _Existing(store, [] if repair else everything, self.condemned)
         self.uploader = _Uploader(store)
         self.result = PushResult(snapshot="", tag=tag)
 
@@ -211,6 +213,7 @@ class _Push:
         entries: list[TagEntry] = []
         if parts:
             moment = 0
+            parts = [self._clear(part) for part in parts]
             for part in parts:
                 placement = placement_of(part.digest, part.manifest.frames, part.placed)
                 moment = max(moment, tags.put_placement(self.store, placement))
@@ -235,6 +238,7 @@ class _Push:
         snapshot = tags.snapshot_of(newest_packages(together, state.fingerprint), shared_of(together))
         if parts:
             self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
+            condemned.require_time(self.started, "push")
         for part, entry in zip(parts, entries):
             facts = EntryFacts(
                 snapshot=snapshot.id,
@@ -264,6 +268,11 @@ class _Push:
         if set(listed) != set(together):
             snapshot = tags.snapshot_of(newest_packages(listed, fingerprint), shared_of(listed))
             self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
+
+    def _clear(self, part: _Part) -> _Part:
+        """The part, with other names for what of it is condemned."""
+        one = condemned.Taggable(part.digest, part.stored, part.manifest, part.placed)
+        return part._replace(**condemned.clear(self.store, self.condemned, one)._asdict())
 
     @staticmethod
     def _part(part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed]) -> _Part:
@@ -353,10 +362,11 @@ def _with_used_frames(written: Written) -> tuple[tuple[documents.Frame, ...], tu
 
 class _Existing:
     """The frames that the store has, known by the newest packages manifest of every tag and fingerprint and by
-    all shared ones; asked for once, when first needed."""
+    all shared ones, less those in condemned packs; asked for once, when first needed."""
 
-    def __init__(self, store: Store, entries: Sequence[TagEntry]) -> None:
+    def __init__(self, store: Store, entries: Sequence[TagEntry], condemned: Collection[str]) -> None:
         self._store = store
+        self._condemned = condemned
         newest: dict[tuple[str, str], TagEntry] = {}
         for entry in entries:
             if entry.part == "packages":
@@ -369,7 +379,11 @@ class _Existing:
         if self._frames is None:
             self._frames = {}
             for placement in tags.get_placements(self._store, sorted(self._digests)):
-                self._frames |= placed_by(placement)
+                self._frames |= {
+                    frame: at
+                    for frame, at in placed_by(placement).items()
+                    if f"packs/{at.pack}" not in self._condemned
+                }
         return self._frames
 
 
