@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu-code lint format bench-e2e bench-startup clean
+.PHONY: help demo test test-gpu-code lint format bench bench-small bench-e2e bench-startup bench-gpu-code bench-accelerator clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -31,11 +31,23 @@ format: $(VENV)/.lint  ## Put style right
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+bench: $(VENV)/.bench  ## Measure packhorse against its peers on a CUDA environment: about an hour, 60 GB of disk
+	@$(BIN)/python bench/peers.py $(BENCH_ARGS)
+
+bench-small: $(VENV)/.bench  ## The same once on a small environment: for the harness, not for figures
+	@$(BIN)/python bench/peers.py --small --rounds 1 --warm-up 0 $(BENCH_ARGS)
+
 bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA environment
 	@$(BIN)/python bench/e2e.py $(BENCH_ARGS)
 
 bench-startup: $(VENV)/.package  ## Measure what `packhorse run` adds to the start of a command
 	@$(BIN)/python bench/startup.py $(BENCH_ARGS)
+
+bench-gpu-code: $(VENV)/.test  ## Measure which GPU code of a directory is cold: BENCH_ARGS="DIRECTORY --check"
+	@$(BIN)/python bench/gpu_code.py $(BENCH_ARGS)
+
+bench-accelerator: $(VENV)/.package  ## Check symbols against a real torch; BENCH_ARGS=DIR has one
+	@$(BIN)/python bench/accelerator.py $(BENCH_ARGS)
 
 clean:  ## Remove all that was made here
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -53,7 +65,7 @@ $(VENV)/.package: $(VENV)/.python pyproject.toml
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.gpu-code: $(VENV)/.%: $(VENV)/.package
+$(VENV)/.test $(VENV)/.lint $(VENV)/.gpu-code $(VENV)/.bench: $(VENV)/.%: $(VENV)/.package
 	@echo 'Installing what `make $*` needs into $(VENV)'
 	@$(PIP) install --group $*
 	@touch $@

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,6 +41,10 @@ class S3Server:
     access_key: str
     secret_key: str
     region: str = "us-east-1"
+    pid: int = 0
+    """The server's process, the only one it has."""
+    metrics: str = ""
+    """Where SeaweedFS tells in Prometheus' format what it did, if it was asked to."""
 
     def environ(self) -> dict[str, str]:
         """The credentials in the variables that every S3 client reads; the endpoint is not among them."""
@@ -74,34 +78,45 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def seaweedfs() -> Iterator[S3Server]:
-    """A SeaweedFS master, volume server, filer and S3 gateway in one process."""
+def seaweedfs(
+    *, directory: Path | None = None, metrics: bool = False, everywhere: bool = False
+) -> Iterator[S3Server]:
+    """A SeaweedFS master, volume server, filer and S3 gateway in one process.
+
+    Keeps its files inside `directory`, by default where temporary files lie. Answers on loopback, or on
+    every address.
+    """
     ports: list[int] = []
-    describe = functools.partial(_seaweedfs, ports)
+    describe = functools.partial(_seaweedfs, ports, metrics, everywhere)
+    environ = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
     try:
-        with _serving("weed server", describe, {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}) as server:
-            yield server
+        with _serving("weed server", describe, environ, directory) as server:
+            yield replace(server, metrics=f"http://127.0.0.1:{ports[-1]}/metrics") if metrics else server
     finally:
         for port in ports:  # it puts a socket into /tmp for each, wherever TMPDIR is
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 socket_file.unlink(missing_ok=True)
 
 
-def _seaweedfs(ports: list[int], directory: Path, access_key: str, secret_key: str) -> tuple[list[str], int]:
+def _seaweedfs(
+    ports: list[int], metrics: bool, everywhere: bool, directory: Path, access_key: str, secret_key: str
+) -> tuple[list[str], int]:
     identity = {
         "name": "tests",
         "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
         "actions": ["Admin", "Read", "Write", "List"],
     }
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = _free_ports(4, also_above=10_000)  # gRPC listens 10,000 above each
+    master, volume, filer, s3, told = _free_ports(5, also_above=10_000)  # gRPC listens 10,000 above each
     ports += [port + above for port in (master, volume, filer, s3) for above in (0, 10_000)]
+    ports.append(told)
     options = (
         f"-dir={directory / 'data'} -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false"
         f" -master.port={master} -volume.port={volume} -filer.port={filer}"
         f" -s3 -s3.config={directory / 's3.json'} -s3.port={s3} -s3.port.iceberg=0 -s3.port.lance=0"
         # Volumes are files that grow; every bucket takes one of its own (volume growth of 1 instead of 7).
         " -volume.max=1000 -volume.minFreeSpace=0 -master.volumeSizeLimitMB=1024"
+        f" -metricsPort={told if metrics else 0} -s3.ip.bind={'0.0.0.0' if everywhere else '127.0.0.1'}"
     )
     return [_program("weed"), f"-logdir={directory}", "server", *options.split()], s3
 
@@ -119,12 +134,17 @@ def _rclone(directory: Path, access_key: str, secret_key: str) -> tuple[list[str
 
 @contextlib.contextmanager
 def _serving(
-    name: str, describe: Callable[[Path, str, str], tuple[list[str], int]], environ: dict[str, str]
+    name: str,
+    describe: Callable[[Path, str, str], tuple[list[str], int]],
+    environ: dict[str, str],
+    parent: Path | None = None,
 ) -> Iterator[S3Server]:
     """Run the server whose command line and port `describe` gives for a directory and two keys."""
     access_key, secret_key = secrets.token_hex(8).upper(), secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-server-")))
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-server-", dir=parent))
+        )
         (directory / "data").mkdir()
         for attempts_left in (2, 1, 0):
             arguments, port = describe(directory, access_key, secret_key)
@@ -132,6 +152,7 @@ def _serving(
             process = stack.enter_context(_process(arguments, directory, environ))
             try:
                 _wait_until_ready(name, process, server, directory / "log")
+                server = replace(server, pid=process.pid)
                 break
             except ChildProcessError:  # another program may have taken one of the ports meanwhile
                 if not attempts_left:

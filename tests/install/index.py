@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 
 def wheel(
@@ -103,9 +104,10 @@ class Index:
         files: Mapping[str, str | bytes] | None = None,
         *,
         requires: Sequence[str] = (),
+        tag: str = "py3-none-any",
     ) -> Path:
         """Offer a wheel."""
-        return wheel(self.directory, name, version, files, requires=requires)
+        return wheel(self.directory, name, version, files, requires=requires, tag=tag)
 
     def fail(self, file: str, *faults: Fault) -> None:
         """Fail the next requests for a file or for the page of a package (`name/`)."""
@@ -134,7 +136,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         index: Index = self.server.index  # type: ignore[attr-defined]
-        *_, last = [part for part in self.path.split("/") if part]
+        *_, last = [part for part in unquote(self.path).split("/") if part]
         file = last + ("/" if self.path.endswith("/") else "")
         index.requests.append(file)
         expected = "Basic " + base64.b64encode(index.credentials.encode()).decode()

@@ -315,7 +315,7 @@ def test_a_wheel_for_another_python_is_refused(index: Index, installer: Installe
 
     path = wheel(tmp_path, "foo", "1.0", tag="cp27-cp27m-win32")
 
-    with pytest.raises(PackhorseError, match="not a supported wheel"):
+    with pytest.raises(PackhorseError, match="The wheel of foo does not fit"):
         installer(wheels=[{"name": "foo", "path": str(path)}])
 
 

@@ -5,14 +5,22 @@ Code is named as NVIDIA's compiler names it: "sm_90", "sm_90a", "sm_100f" are cu
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from packhorse.snapshot import gpu
 from packhorse.snapshot.gpu import Extent
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 VARIANTS = {"": 0, "a": 1 << 20, "f": 1 << 21}
 LINUX, DEBUG, CUBIN_OF_100, LZ4, ZSTD = 0x11, 0x2, 1 << 24, 0x2000, 0x8000
@@ -125,3 +133,29 @@ def with_holes(source: Path, target: Path, capability: int) -> int:
             sparse.seek(offset)
             sparse.write(whole.read(length))
     return holes
+
+
+def says_itself(payload: bytes) -> tuple[str, int]:
+    """What code says of itself, compressed or not: a cubin in the flags of its ELF header, PTX by its .target."""
+    content = payload
+    if payload.startswith(b"\x28\xb5\x2f\xfd"):
+        content = bytes(zstd.ZstdDecompressor().decompress(payload, max_length=4096))
+    if content.startswith(b"\x7fELF"):
+        flags = struct.unpack_from("<I", content, 48)[0]
+        return "cubin", (flags >> 8 if content[7] == 0x41 else flags) & 0xFF  # EI_OSABI: CUDA 13, or before
+    match = re.search(rb"^\.target sm_(\d+)", content, re.MULTILINE)
+    return ("ptx", int(match[1])) if match else ("unknown", 0)
+
+
+def installed(distribution: str, name: str) -> Path:
+    """The file of an installed distribution whose name begins with `name`. Raises FileNotFoundError."""
+    for file in importlib.metadata.files(distribution) or ():
+        if file.name.startswith(name):
+            return Path(str(file.locate()))
+    raise FileNotFoundError(f"{distribution} has no {name}")
+
+
+def cuobjdump(*arguments: str | Path, cwd: Path) -> str:
+    """What NVIDIA's reader of GPU code prints; it writes the code that it extracts to `cwd`."""
+    program = installed("nvidia-cuda-cuobjdump", "cuobjdump")
+    return subprocess.run([program, *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout

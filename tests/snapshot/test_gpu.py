@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import struct
@@ -24,14 +23,17 @@ from tests.snapshot.fatbins import (
     check_cover,
     code,
     container,
+    cuobjdump,
     extents_of,
     extents_of_file,
+    installed,
     library,
+    says_itself,
     with_holes,
 )
 
 from packhorse.snapshot import frames, gpu
-from packhorse.snapshot.frames import PIECE, zstd
+from packhorse.snapshot.frames import PIECE
 from packhorse.snapshot.gpu import Extent
 
 FATBIN, RELOCATABLE = b".nv_fatbin", b"__nv_relfatbin"
@@ -94,6 +96,9 @@ RULES = [
     ("sm_90a compute_90", 90, "sm_90a compute_90"),
     ("sm_100f compute_100", 100, "sm_100f compute_100"),
     ("compute_75 compute_80", 90, "compute_75 compute_80"),
+    # all PTX of a container together
+    ("sm_86 compute_80 compute_86", 80, "compute_80 compute_86"),
+    ("sm_80 sm_86 compute_80 compute_86", 80, "sm_80"),
     ("compute_90a sm_80", 90, "compute_90a"),
     ("compute_120f", 90, ""),
     # Tegra and desktop GPUs are not known to run each other's code
@@ -460,41 +465,13 @@ def test_a_file_without_gpu_code_is_cut_as_every_other_large_file(size: int) -> 
 # A real library
 
 
-def _installed(distribution: str, name: str) -> Path:
-    for file in importlib.metadata.files(distribution) or ():
-        if file.name.startswith(name):
-            return Path(str(file.locate()))
-    raise FileNotFoundError(f"{distribution} has no {name}")
-
-
 linux = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA publishes its libraries for Linux only")
 
 
 @pytest.fixture(scope="module")
 def nvjpeg() -> Path:
     """NVIDIA's JPEG library: 6 MB, with code for ten architectures and PTX."""
-    return _installed("nvidia-nvjpeg", "libnvjpeg.so")
-
-
-def _cuobjdump(*arguments: str | Path, cwd: Path) -> str:
-    program = _installed("nvidia-cuda-cuobjdump", "cuobjdump")
-    return subprocess.run([program, *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout
-
-
-def _content(payload: bytes) -> bytes:
-    if payload.startswith(b"\x28\xb5\x2f\xfd"):
-        return bytes(zstd.ZstdDecompressor().decompress(payload))
-    return payload
-
-
-def _architecture(payload: bytes) -> tuple[str, int]:
-    """What code says of itself: a cubin in the flags of its ELF header, PTX by its .target."""
-    content = _content(payload)
-    if content.startswith(b"\x7fELF"):
-        return "elf", struct.unpack_from("<I", content, 48)[0] >> 8 & 0xFF
-    match = re.search(rb"^\.target sm_(\d+)", content, re.MULTILINE)
-    assert match is not None
-    return "ptx", int(match[1])
+    return installed("nvidia-nvjpeg", "libnvjpeg.so")
 
 
 @linux
@@ -508,17 +485,16 @@ def test_what_is_cold_in_a_real_library_is_what_it_says_itself_and_what_cuobjdum
         (kind, int(number))
         for option in ("-lelf", "-lptx")
         for number, kind in re.findall(
-            r"\.sm_(\d+)[af]?\.(cubin|ptx)", _cuobjdump(option, nvjpeg, cwd=tmp_path)
+            r"\.sm_(\d+)[af]?\.(cubin|ptx)", cuobjdump(option, nvjpeg, cwd=tmp_path)
         )
     )
     found: Counter[tuple[str, int]] = Counter()
     for offset, length, gpus in extents:
         if not gpus:
             continue
-        kind, architecture = _architecture(content[offset : offset + length])
-        found["cubin" if kind == "elf" else kind, architecture] += 1
-        if kind == "elf":
-            assert gpu.needed(gpus, architecture)
+        kind, architecture = says_itself(content[offset : offset + length])
+        found[kind, architecture] += 1
+        assert gpu.needed(gpus, architecture) or kind == "ptx"
         assert not gpu.needed(gpus, architecture - 10)
     assert found <= listed
     assert found.total() > 50
@@ -529,7 +505,7 @@ def test_nvidias_own_reader_finds_the_same_code_for_a_gpu_where_the_rest_is_zero
     nvjpeg: Path, tmp_path: Path
 ) -> None:
     cubins, ptx = (
-        set(re.findall(r"\.sm_(\d+)", _cuobjdump(option, nvjpeg, cwd=tmp_path)))
+        set(re.findall(r"\.sm_(\d+)", cuobjdump(option, nvjpeg, cwd=tmp_path)))
         for option in ("-lelf", "-lptx")
     )
     assert len(cubins) >= 8
@@ -542,7 +518,7 @@ def test_nvidias_own_reader_finds_the_same_code_for_a_gpu_where_the_rest_is_zero
         for source in (nvjpeg, sparse):
             directory = tmp_path / f"{number}-{len(extracted)}"
             directory.mkdir()
-            _cuobjdump("-arch", f"sm_{number}", "-xelf", "all", source, cwd=directory)
+            cuobjdump("-arch", f"sm_{number}", "-xelf", "all", source, cwd=directory)
             extracted.append({path.name: path.read_bytes() for path in directory.iterdir()})
         assert extracted[0] == extracted[1]
         assert len(extracted[0]) > 5

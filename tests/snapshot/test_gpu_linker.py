@@ -6,7 +6,6 @@ nvJitLink chooses from a container as the driver does when it links at load, and
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import random
 import re
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.snapshot.fatbins import Section, extents_of, library, with_holes
+from tests.snapshot.fatbins import Section, extents_of, installed, library, with_holes
 
 from packhorse.snapshot import gpu
 
@@ -33,15 +32,8 @@ CODES = [f"{kind}_{architecture}" for architecture in ARCHITECTURES for kind in 
 _FATBIN = 4  # NVJITLINK_INPUT_FATBIN
 
 
-def _installed(distribution: str, name: str) -> Path:
-    for file in importlib.metadata.files(distribution) or ():
-        if file.name.startswith(name):
-            return Path(str(file.locate()))
-    raise FileNotFoundError(f"{distribution} has no {name}")
-
-
 def _run(program: str, *arguments: str | Path) -> None:
-    subprocess.run([_installed("nvidia-cuda-nvcc", program), *arguments], check=True, capture_output=True)
+    subprocess.run([installed("nvidia-cuda-nvcc", program), *arguments], check=True, capture_output=True)
 
 
 def _mark(code: str) -> bytes:
@@ -70,7 +62,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def linker() -> ctypes.CDLL:
     """nvJitLink, whose functions answer 0 for success."""
-    return ctypes.CDLL(str(_installed("nvidia-nvjitlink", "libnvJitLink.so")))
+    return ctypes.CDLL(str(installed("nvidia-nvjitlink", "libnvJitLink.so")))
 
 
 def _linked(linker: ctypes.CDLL, fatbin: bytes, architecture: str) -> bytes | None:

@@ -54,11 +54,12 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _table(done: InstallResult) -> str:
+    from packhorse.cli import import_table
+
     size = f"{console.counted(done.distributions, 'distribution')}, {console.counted(done.files, 'file')}, {console.megabytes(done.bytes)}"
     if not done.installed:
         return f"Up to date: {size}."
-    width = max((len(outcome.module) for outcome in done.imports), default=0)
-    lines = [f"import {outcome.module:{width}}  {outcome.seconds:7.2f} s" for outcome in done.imports]
+    lines = import_table.lines(done.imports)
     if done.slim_files:
         slim = f"{console.counted(done.slim_files, 'file')}, {console.megabytes(done.slim_bytes)}"
         lines.append(f"Left out by the slim profile: {slim}.")

@@ -21,6 +21,7 @@ def command(imports: bool) -> None:
 
     Ends with 4 where files are corrupt, changed or missing.
     """
+    from packhorse.cli import import_table
     from packhorse.errors import IntegrityError
     from packhorse.transfer.compare import verify
     from packhorse.transfer.setup import Setup
@@ -49,5 +50,5 @@ def command(imports: bool) -> None:
     console.result(
         found,
         f"All as snapshot {found.snapshot[:12]} says: {console.counted(found.files, 'file')} ({console.megabytes(found.bytes)}).{added}"
-        + "".join(f"\nimport {outcome.module}: {outcome.seconds:.2f} s" for outcome in found.imports),
+        + "".join(f"\n{line}" for line in import_table.lines(found.imports)),
     )

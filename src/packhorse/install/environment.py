@@ -136,15 +136,12 @@ def _checked(
         environ=redirect.environment(environ, changed),
         directory=own.build,  # empty: a module must come from packages/, not from where packhorse was called
         log=log,
-        before=lambda module: progress.stage(f"importing {module}"),
+        packages=packages,
+        before=lambda modules: progress.stage(f"importing {modules}"),
     )
-    failed = [f"`import {outcome.module}`: {outcome.error}" for outcome in outcomes if not outcome.ok]
-    if failed:
+    if any(outcome.failed for outcome in outcomes):
         kept = "" if packages == root.packages else " The environment before it stays in force."
-        raise PackhorseError(
-            f"The environment failed the import check: {'; '.join(failed)}.{kept}",
-            f"Correct the requirements, or environment.verify. The whole output is in {log.path}.",
-        )
+        raise imports.failure(outcomes, kept, log.path)
     return outcomes
 
 

@@ -40,10 +40,12 @@ def run(
     on_line: Callable[[str], None],
     holding: int | None = None,
     timeout: float | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Run `command` in `directory` and call `on_line` with each line of its output and its errors.
 
-    It has no terminal and no input. It inherits the descriptor `holding`. After `timeout` seconds it is killed.
+    It has no terminal and no input. It inherits the descriptor `holding`. After `timeout` seconds it is killed, and
+    soon after `stopping` says that nobody waits for it any more; both count as out of time.
     """
     process = subprocess.Popen(
         command,
@@ -59,7 +61,7 @@ def run(
     with process.stdout:
         try:
             with _guarded(process.pid):
-                timed_out = _read(process.pid, process.stdout.fileno(), on_line, timeout)
+                timed_out = _read(process.pid, process.stdout.fileno(), on_line, timeout, stopping)
         finally:
             # Before the process is reaped: until then its number cannot mean another group.
             with contextlib.suppress(ProcessLookupError):
@@ -68,7 +70,13 @@ def run(
     return Ended(process.returncode, timed_out)
 
 
-def _read(pid: int, descriptor: int, on_line: Callable[[str], None], timeout: float | None) -> bool:
+def _read(
+    pid: int,
+    descriptor: int,
+    on_line: Callable[[str], None],
+    timeout: float | None,
+    stopping: Callable[[], bool],
+) -> bool:
     """Hand on the output until the process ends; returns whether the time ran out before.
 
     What outlives the process may keep the pipe open: it is not waited for.
@@ -89,7 +97,7 @@ def _read(pid: int, descriptor: int, on_line: Callable[[str], None], timeout: fl
                     wait = _POLL_CLOSED
             elif ended:
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or stopping():
                 return True
     if rest:
         on_line(rest.decode(errors="replace"))

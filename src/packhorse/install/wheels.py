@@ -6,19 +6,25 @@ packages keep what others have in them (unlike `pip install --target --upgrade`,
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from packaging.utils import canonicalize_name
 
 from packhorse import atomic
 from packhorse.config import Wheel
-from packhorse.install.pip import Engine
+from packhorse.errors import PackhorseError
+from packhorse.install import symbols
+from packhorse.install.accelerator import Selection
+from packhorse.install.links import Fetcher
+from packhorse.install.network import Attempts
+from packhorse.install.pip import Engine, find
 
 
 class Override(msgspec.Struct, frozen=True):
@@ -40,29 +46,60 @@ class Installed(NamedTuple):
 def install(wheels: Sequence[Wheel], engine: Engine, staging: Path, scratch: Path) -> list[Override]:
     """Bring each wheel into `staging`; `scratch` is a path beside it that does not exist yet."""
     overrides = []
+    selection = _selection(engine, staging)
     for wheel in wheels:
         engine.progress.stage(f"adding the wheel {wheel.name}")
+        requirement = _requirement(wheel, selection, engine)
         os.mkdir(scratch, 0o700)
-        engine.install((), _lines(wheel), scratch, "--no-deps")
+        engine.install((), [requirement], scratch, "--no-deps")
         overrides += merge(scratch, staging)
         atomic.remove_tree(scratch)
+    if overrides:
+        _refuse_unloadable({override.name for override in overrides}, selection, engine, staging)
     for override in overrides:
         instead = f" instead of {override.old}" if override.old else ""
         engine.note(f"{override.name} {override.new}{instead}, from its own wheel")
     return overrides
 
 
-def _lines(wheel: Wheel) -> list[str]:
-    if wheel.url:
-        return [f"{wheel.name} @ {wheel.url}"]
-    if wheel.path:
-        return [f"{wheel.name} @ {Path(wheel.path).as_uri()}"]
-    return [
-        "--no-index",
-        "--only-binary :all:",
-        *(f"--find-links {shlex.quote(link)}" for link in wheel.find_links),
-        f"{wheel.name}=={wheel.version}" if wheel.version else wheel.name,
-    ]
+def _selection(engine: Engine, staging: Path) -> Selection:
+    def pip() -> Sequence[str]:
+        return find(engine.interpreter, engine.environ).words
+
+    attempts = Attempts(engine.settings, engine.note, engine.sleep)
+    fetcher = Fetcher(engine.environ, attempts, pip)
+    return Selection(engine.interpreter, engine.environ, staging, engine.session.root.path, fetcher)
+
+
+def _requirement(wheel: Wheel, selection: Selection, engine: Engine) -> str:
+    """The wheel as pip takes it, once it is known to fit."""
+    if wheel.find_links:
+        choice = selection.from_links(wheel)
+        engine.note(f"{wheel.name}: {choice.why}")
+        return f"{wheel.name} @ {choice.candidate.link.url}"
+    url = wheel.url or Path(wheel.path).as_uri()
+    if doubt := selection.doubt(unquote(PurePosixPath(urlsplit(url).path).name)):
+        engine.note(f"warning: {doubt}")
+    return f"{wheel.name} @ {url}"
+
+
+def _refuse_unloadable(names: set[str], selection: Selection, engine: Engine, staging: Path) -> None:
+    """Raise PackhorseError where an extension module that came with the wheels cannot be loaded."""
+    engine.progress.stage("checking symbols")
+    scope = symbols.Scope([staging, *selection.search_path], engine.interpreter, engine.environ)
+    with contextlib.closing(scope):
+        brought = (found.distribution for found in distributions(staging) if found.name in names)
+        findings = symbols.check(brought, scope)
+    if not findings:
+        return
+    for finding in findings:
+        engine.log.add(f"{symbols.sentence(finding)}. {' '.join(finding.missing)}")
+    first, *others = findings
+    more = f" So it is with {len(others)} more." if others else ""
+    raise PackhorseError(
+        f"A wheel of [[environment.wheels]] cannot be loaded here: {symbols.sentence(first)}.{more}",
+        f"{first.remedy} The whole list is in {engine.log.path}.",
+    )
 
 
 def distributions(directory: Path) -> Iterator[Installed]:

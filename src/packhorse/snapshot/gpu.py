@@ -7,13 +7,15 @@ rules, the layout of the containers and the sources of both are in `docs/design/
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
 
 LEAST_COLD = 4096
 """A payload of fewer bytes is called needed: it would save less than it costs to list."""
@@ -154,6 +156,8 @@ def detect(nvml: str = "libnvidia-ml.so.1", cuda: str = "libcuda.so.1") -> list[
     Asks NVML, which only looks; where a container has no NVML it asks the driver, which starts up for it. Neither makes
     a context on a GPU. GPUs that CUDA_VISIBLE_DEVICES hides from programs count as well.
     """
+    import ctypes
+
     for ask, library in ((_ask_nvml, nvml), (_ask_cuda, cuda)):
         try:
             found = ask(ctypes.CDLL(library))
@@ -164,8 +168,10 @@ def detect(nvml: str = "libnvidia-ml.so.1", cuda: str = "libcuda.so.1") -> list[
     return []
 
 
-def _ask_nvml(nvml: ctypes.CDLL) -> set[int]:
+def _ask_nvml(nvml: CDLL) -> set[int]:
     """By NVML; functions as in NVIDIA's NVML API reference, 0 is success."""
+    import ctypes
+
     found = set()
     count, major, minor, device = ctypes.c_uint(), ctypes.c_int(), ctypes.c_int(), ctypes.c_void_p()
     if nvml.nvmlInit_v2():
@@ -184,8 +190,10 @@ def _ask_nvml(nvml: ctypes.CDLL) -> set[int]:
     return found
 
 
-def _ask_cuda(cuda: ctypes.CDLL) -> set[int]:
+def _ask_cuda(cuda: CDLL) -> set[int]:
     """By the driver API; 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
+    import ctypes
+
     found = set()
     count, device, major, minor = (ctypes.c_int() for _ in range(4))
     if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
@@ -300,8 +308,13 @@ def _entries(descriptor: int, position: int, stop: int) -> Iterator[tuple[int, i
 
 @lru_cache(maxsize=1024)
 def _labels(entries: tuple[_Entry, ...]) -> list[str]:
-    """Which GPUs need each entry of a container with these entries."""
-    return [_label(_needing(entry, entries)) for entry in entries]
+    """Which GPUs need each entry of a container with these entries.
+
+    All PTX of a container has one label: as text for several GPUs it is alike, and compresses well only together.
+    """
+    capabilities = [_needing(entry, entries) for entry in entries]
+    ptx = set().union(*(those for those, entry in zip(capabilities, entries) if entry.kind == _PTX))
+    return [_label(ptx if entry.kind == _PTX else those) for those, entry in zip(capabilities, entries)]
 
 
 def _needing(entry: _Entry, entries: Sequence[_Entry]) -> set[int]:

@@ -22,7 +22,7 @@ from packhorse.snapshot.scan import Signature
 
 RACE = 2_000_000_000
 """Nanoseconds: a file that changed within this time of the look may change again without a trace."""
-VERSION = 2
+VERSION = 3
 
 Content: TypeAlias = tuple[bytes, int]
 """What a path holds, and its permission bits. The digest of a small file, the digests of the frames of a large

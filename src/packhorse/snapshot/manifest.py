@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -23,10 +23,16 @@ from packhorse.snapshot.frames import (
     digest_of,
 )
 
-FORMAT = 1
+FORMAT = 2
+"""Of manifests. Format 1 knew no frames for some GPUs only."""
+PLACEMENT_FORMAT = 1
 MANIFEST_MAGIC = b"packhorse-manifest\n"
+DELTA_MAGIC = b"packhorse-manifest-delta\n"
 PLACEMENT_MAGIC = b"packhorse-placement\n"
 _LARGEST_PACK = 1 << 40
+_LABEL = 256
+_WORTH = 8
+"""A delta is stored where it is this much shorter than the raw bytes; a whole object is about half as long as those."""
 _SHARED = {name.encode() for name in SHARED}
 
 PERMISSIONS = 0o777
@@ -45,7 +51,8 @@ class File(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="f"):
     """A regular file.
 
     `digest` is the BLAKE3 of the content of a small file, and empty for a large one, whose frames hold
-    nothing else. `pieces` are triples (frame number, offset in the frame, length) in the order of the file.
+    nothing else. `pieces` are triples (frame number, offset in the frame, length) in the order of the file. A frame of
+    a large file may hold several of its runs; the first of them lies at the beginning of the frame.
     """
 
     path: bytes
@@ -76,10 +83,11 @@ Entry: TypeAlias = Directory | File | Symlink | Hardlink
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A run of bytes: the BLAKE3 of the raw bytes and their number."""
+    """A run of bytes: the BLAKE3 of the raw bytes, their number, and which GPUs need them (see `gpu.needed`)."""
 
     digest: bytes
     length: int
+    gpus: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +131,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where each frame of one manifest lies; `frames` and `places` run in the manifest's order."""
 
-    format: int = FORMAT
+    format: int = PLACEMENT_FORMAT
     manifest: bytes
     packs: tuple[str, ...]
     frames: tuple[Frame, ...]
@@ -133,29 +141,62 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 _D = TypeVar("_D", Manifest, Placement)
 
 
-def encode(document: Manifest | Placement) -> tuple[str, bytes]:
-    """The hex digest of a document and the object that stores it: a magic line and the zstd of its msgpack."""
-    raw = msgspec.msgpack.encode(document)
-    magic = MANIFEST_MAGIC if isinstance(document, Manifest) else PLACEMENT_MAGIC
-    return digest_of(raw).hex(), magic + compress_document(raw)
+class Encoded(NamedTuple):
+    """A manifest ready to be stored: its digest in hex and the raw bytes that this is of."""
+
+    digest: str
+    raw: bytes
+
+    @property
+    def whole(self) -> bytes:
+        """The object that stores it by itself."""
+        return MANIFEST_MAGIC + compress_document(self.raw)
+
+    def beside(self, base: Encoded) -> bytes:
+        """The object that stores what differs from `base`, or the whole where that is not much longer."""
+        delta = DELTA_MAGIC + bytes.fromhex(base.digest) + compress_document(self.raw, base.raw)
+        return delta if len(delta) < len(self.raw) // _WORTH else self.whole
 
 
-def decode_manifest(stored: bytes, digest: str, kind: Kind) -> Manifest:
-    """The manifest of `kind` whose digest is `digest`.
+def encode(manifest: Manifest) -> Encoded:
+    """A manifest as bytes."""
+    raw = msgspec.msgpack.encode(manifest)
+    return Encoded(digest_of(raw).hex(), raw)
 
-    Raises IntegrityError where the bytes are not that or not sane.
-    """
-    raw = _raw(stored, MANIFEST_MAGIC)
+
+def base_of(stored: bytes) -> str:
+    """The digest of the manifest that this object of another one cannot be read without, or nothing."""
+    if not stored.startswith(DELTA_MAGIC):
+        return ""
+    return stored[len(DELTA_MAGIC) : len(DELTA_MAGIC) + 32].hex()
+
+
+def raw_manifest(stored: bytes, digest: str, base: Encoded | None = None) -> Encoded:
+    """The raw bytes of the manifest `digest`; `base` is what `base_of` names. Raises IntegrityError."""
+    if base is None:
+        raw = _raw(stored, MANIFEST_MAGIC)
+    else:
+        raw = decompress_document(stored[len(DELTA_MAGIC) + 32 :], base.raw)
     if digest_of(raw).hex() != digest:
         raise IntegrityError(
             f"The manifest {digest[:12]} does not have the content that its name promises.",
             MEND,
         )
-    manifest = _decoded(raw, Manifest)
+    return Encoded(digest, raw)
+
+
+def decode_manifest(encoded: Encoded, kind: Kind) -> Manifest:
+    """A manifest of `kind` from its proven bytes. Raises IntegrityError where they are not sane."""
+    manifest = _decoded(encoded.raw, Manifest, (1, FORMAT))
     if manifest.kind != kind:
         raise _malformed(f"a manifest of {kind} is needed, and this one is of another kind")
     _check(manifest)
     return manifest
+
+
+def encode_placement(placement: Placement) -> bytes:
+    """The object that stores a placement: a magic line and the zstd of its msgpack."""
+    return PLACEMENT_MAGIC + compress_document(msgspec.msgpack.encode(placement))
 
 
 def decode_placement(stored: bytes, manifest: Manifest, digest: str) -> Placement:
@@ -171,7 +212,7 @@ def decode_placement(stored: bytes, manifest: Manifest, digest: str) -> Placemen
 
 def decode_any_placement(stored: bytes) -> Placement:
     """A placement by itself, checked for sane numbers only."""
-    placement = _decoded(_raw(stored, PLACEMENT_MAGIC), Placement)
+    placement = _decoded(_raw(stored, PLACEMENT_MAGIC), Placement, (PLACEMENT_FORMAT,))
     count = len(placement.packs)
     if len(placement.places) != len(placement.frames):
         raise _malformed("a placement has not one place for each frame")
@@ -195,13 +236,13 @@ def _raw(stored: bytes, magic: bytes) -> bytes:
     return decompress_document(stored[len(magic) :])
 
 
-def _decoded(raw: bytes, kind: type[_D]) -> _D:
+def _decoded(raw: bytes, kind: type[_D], formats: tuple[int, ...]) -> _D:
     class _Version(msgspec.Struct):
         format: int
 
     try:
         version = msgspec.msgpack.decode(raw, type=_Version).format
-        if version != FORMAT:
+        if version not in formats:
             raise IntegrityError(
                 f"The snapshot is written in format {version}, which this packhorse does not know.",
                 "Install a newer packhorse.",
@@ -219,7 +260,7 @@ def _check(manifest: Manifest) -> None:
     """Refuse what a well-meaning writer never writes; a manifest may come from a hostile store."""
     lengths = [frame.length for frame in manifest.frames]
     for frame in manifest.frames:
-        if not 0 < frame.length <= LARGEST_FRAME or len(frame.digest) != 32:
+        if not 0 < frame.length <= LARGEST_FRAME or len(frame.digest) != 32 or len(frame.gpus) > _LABEL:
             raise _malformed("a frame cannot be")
     if manifest.fingerprint and not _is_digest(manifest.fingerprint):
         raise _malformed("a fingerprint cannot be")

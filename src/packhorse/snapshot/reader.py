@@ -7,6 +7,7 @@ come already proven (frames.decompress). Knows no network, and nothing of where 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from packhorse import atomic
 from packhorse.root import boot_id
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Directory, Entry, File, Hardlink, Manifest, Symlink, members
+from packhorse.snapshot.scan import Signature, signature_of
 
 
 class _Header(msgspec.Struct):
@@ -62,6 +64,8 @@ class Tree:
         self._fetched = frames.digest_of(b"\0".join(file.path for file in self._files)).hex()
         self._lock = threading.Lock()
         self._log = -1
+        self.signatures: dict[bytes, Signature] = {}
+        """Of the files written here, as they are now; without those that have several names."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -101,12 +105,7 @@ class Tree:
                     with contextlib.suppress(FileNotFoundError):
                         os.chmod(self._at(entry.path), 0o700)
         for path, source in self.kept.items():
-            self._make_parents(path)
-            with contextlib.suppress(FileNotFoundError):
-                if not os.path.samestat(os.lstat(source), os.lstat(self._at(path))):
-                    os.unlink(self._at(path))
-            with contextlib.suppress(FileExistsError):
-                os.link(source, self._at(path), follow_symlinks=False)
+            self._link(source, path)
         for file in self._files:
             if not file.size or file.size >= frames.LARGE_FILE:
                 self._make_parents(file.path)
@@ -122,16 +121,19 @@ class Tree:
     def put(self, number: int, raw: frames.Bytes) -> None:
         """Write what the frame `number` holds for this tree. Callable from several threads."""
         view = memoryview(raw)
-        for member in self._members[number]:
-            part = view[member.frame_offset : member.frame_offset + member.length]
-            whole = member.length == member.file.size
-            descriptor = self._open(member.file.path, os.O_TRUNC if whole else 0)
+        for path, inside in itertools.groupby(self._members[number], key=lambda member: member.file.path):
+            runs = list(inside)
+            file = runs[0].file
+            whole = len(runs) == 1 and runs[0].length == file.size
+            descriptor = self._open(path, os.O_TRUNC if whole else 0)
             try:
-                if whole and member.file.size >= frames.LARGE_FILE:
-                    os.ftruncate(descriptor, member.file.size)
-                _write(descriptor, part, member.file_offset)
+                if whole and file.size >= frames.LARGE_FILE:
+                    os.ftruncate(descriptor, file.size)
+                for run in runs:
+                    part = view[run.frame_offset : run.frame_offset + run.length]
+                    _write(descriptor, part, run.file_offset)
                 if whole:
-                    self._settle(descriptor, member.file)
+                    self._settle(descriptor, file)
             finally:
                 os.close(descriptor)
         with self._lock:
@@ -157,6 +159,7 @@ class Tree:
                 os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime), follow_symlinks=False)
             elif isinstance(entry, Hardlink):
                 os.link(self._at(entry.target), self._at(entry.path), follow_symlinks=False)
+                self.signatures.pop(entry.target, None)  # a name more changed the ctime
         if self._whole:
             for entry in reversed(self.entries):
                 if isinstance(entry, Directory):
@@ -234,6 +237,18 @@ class Tree:
             self._make_parents(path)
             return os.open(self._at(path), flags, 0o600)
 
+    def _link(self, source: bytes, path: bytes) -> None:
+        """Give the file `source` the name `path`, which an earlier attempt may have given to another one."""
+        try:
+            os.link(source, self._at(path), follow_symlinks=False)
+        except FileExistsError:
+            if not os.path.samestat(os.lstat(source), os.lstat(self._at(path))):
+                os.unlink(self._at(path))
+                os.link(source, self._at(path), follow_symlinks=False)
+        except FileNotFoundError:
+            self._make_parents(path)
+            os.link(source, self._at(path), follow_symlinks=False)
+
     def _settle_again(self, file: File) -> None:
         descriptor = self._open(file.path, 0)
         try:
@@ -244,6 +259,7 @@ class Tree:
     def _settle(self, descriptor: int, file: File) -> None:
         os.fchmod(descriptor, file.mode)
         os.utime(descriptor, ns=(file.mtime, file.mtime))
+        self.signatures[file.path] = signature_of(os.fstat(descriptor))
 
 
 def own_bytes(staging: Path) -> int:

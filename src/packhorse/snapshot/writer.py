@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
+import itertools
 import os
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from packhorse.progress import Progress
-from packhorse.snapshot import frames
-from packhorse.snapshot.frames import LARGE_FILE, Span
+from packhorse.snapshot import frames, gpu
+from packhorse.snapshot.frames import LARGE_FILE, Cut, Span
+from packhorse.snapshot.gpu import Gathered
 from packhorse.snapshot.index import Index, now
 from packhorse.snapshot.manifest import (
     Directory,
@@ -35,16 +37,51 @@ from packhorse.snapshot.manifest import (
     triples,
 )
 from packhorse.snapshot.scan import Found, signature_of
+from packhorse.watch import processors
+from packhorse.watch.memory import keep_freed
 
-PACK = 16 << 20
+NONCE = 32
+"""Random bytes at the end of a pack, a frame that no manifest uses, give it a name that no other has."""
+PACK = 8 << 20
 """A pack is closed when it holds this many bytes; one is filled while another is on its way."""
 
 
-Sink: TypeAlias = Callable[[str, memoryview], None]
-"""Takes a full pack: its name and content."""
+Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
+"""Takes a full pack: its name, and the stored frames that make its content one after the other."""
 
 
 _HOLE = bytes(frames.PIECE)
+_THREADS_MOST = 6
+"""Each holds a frame as it was read and as it is stored."""
+
+
+class Before(NamedTuple):
+    """What an earlier manifest tells of files that did not change since."""
+
+    groups: Mapping[bytes, bytes] = {}
+    """For the frames of small files: the digest over the members' digests → the frame's digest."""
+    pieces: Mapping[bytes, tuple[bytes, list[Gathered]]] = {}
+    """For large files with code for GPUs, by path: what they contain, and how they are cut."""
+
+    @classmethod
+    def of(cls, manifest: Manifest | None) -> Before:
+        """What `manifest` tells, if there is one."""
+        if manifest is None:
+            return cls()
+        groups = {
+            frames.group_digest(member.file.digest for member in inside): frame.digest
+            for frame, inside in zip(manifest.frames, members(manifest.entries, len(manifest.frames)))
+            if inside and inside[0].file.digest
+        }
+        pieces = {
+            entry.path: (content_of(entry, manifest.frames), _gathered(entry, manifest.frames))
+            for entry in manifest.entries
+            if isinstance(entry, File) and any(manifest.frames[number].gpus for number in entry.pieces[::3])
+        }
+        return cls(groups, pieces)
+
+
+_NOTHING = Before()
 
 
 class Placed(NamedTuple):
@@ -78,7 +115,7 @@ class _Job(NamedTuple):
     length: int
     members: list[bytes]
     codec: int
-    stored: bytes | None
+    stored: frames.Bytes | None
     stored_digest: bytes
     changed: set[int]
 
@@ -87,7 +124,32 @@ def content_of(file: File, manifest_frames: Sequence[Frame]) -> bytes:
     """What a file contains, as the index keeps it: its digest, or the digests of its frames if it is large."""
     if file.size < LARGE_FILE:
         return file.digest
-    return b"".join(manifest_frames[frame].digest for frame, _, _ in triples(file.pieces))
+    runs = list(triples(file.pieces))
+    return _content(
+        [manifest_frames[frame].digest for frame, offset, _ in runs if not offset],
+        [length for _, _, length in runs],
+    )
+
+
+def _content(digests: Sequence[bytes], runs: Sequence[int]) -> bytes:
+    """What a large file contains, by the digests of its frames; where they hold several runs of it (of these lengths
+    in bytes, in the order of the file) also a digest of those."""
+    layout = frames.digest_of(repr(list(runs)).encode()) if len(runs) > len(digests) else b""
+    return b"".join(digests) + layout
+
+
+def _gathered(file: File, manifest_frames: Sequence[Frame]) -> list[Gathered]:
+    """How a large file was cut."""
+    cut: list[Gathered] = []
+    latest: dict[int, Gathered] = {}
+    position = 0
+    for frame, offset, length in triples(file.pieces):
+        if not offset:
+            latest[frame] = Gathered(manifest_frames[frame].gpus, [])
+            cut.append(latest[frame])
+        latest[frame].runs.append((position, length))
+        position += length
+    return cut
 
 
 def content_on_disk(path: bytes, size: int) -> bytes:
@@ -97,41 +159,36 @@ def content_on_disk(path: bytes, size: int) -> bytes:
             return frames.digest_of(file.read(LARGE_FILE))
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return b"".join(
+        gathered = gpu.pieces(gpu.extents(descriptor, size), frames.PIECE)
+        runs = sorted(run for frame in gathered for run in frame.runs)
+        digests = [
             frames.ZEROS
-            if span.length == frames.PIECE and _is_hole(descriptor, span)
-            else frames.digest_of(os.pread(descriptor, span.length, span.offset))
-            for [span] in frames.cut([(path, size)])
-        )
+            if _is_hole(descriptor, frame.runs)
+            else frames.digest_of(
+                b"".join(os.pread(descriptor, length, offset) for offset, length in frame.runs)
+            )
+            for frame in gathered
+        ]
+        return _content(digests, [length for _, length in runs])
     finally:
         os.close(descriptor)
-
-
-def groups_of(manifest: Manifest) -> dict[bytes, bytes]:
-    """For the frames of small files: the digest over the members' digests → the frame's digest."""
-    return {
-        frames.group_digest(member.file.digest for member in inside): frame.digest
-        for frame, inside in zip(manifest.frames, members(manifest.entries, len(manifest.frames)))
-        if inside and inside[0].file.digest
-    }
 
 
 class _Packer:
     """Gathers stored frames into packs and hands full packs to the sink."""
 
-    def __init__(self, sink: Sink, written: Written) -> None:
+    def __init__(self, sink: Sink, written: Written, taken: Collection[str]) -> None:
         self._sink = sink
         self._written = written
+        self._taken = taken
         self._begin()
 
     def _begin(self) -> None:
-        self._waiting: list[tuple[bytes, int, int, bytes]] = []
-        self._buffer = mmap.mmap(-1, PACK + frames.LARGEST_STORED)  # untouched pages cost nothing
+        self._waiting: list[tuple[bytes, int, frames.Bytes, bytes]] = []
         self._size = 0
 
-    def add(self, digest: bytes, codec: int, stored: bytes, stored_digest: bytes) -> None:
-        self._waiting.append((digest, codec, len(stored), stored_digest))
-        self._buffer[self._size : self._size + len(stored)] = stored
+    def add(self, digest: bytes, codec: int, stored: frames.Bytes, stored_digest: bytes) -> None:
+        self._waiting.append((digest, codec, stored, stored_digest))
         self._size += len(stored)
         if self._size >= PACK:
             self.flush()
@@ -139,12 +196,16 @@ class _Packer:
     def flush(self) -> None:
         if not self._waiting:
             return
-        name = frames.group_digest(stored_digest for *_, stored_digest in self._waiting).hex()
+        digests = [stored_digest for *_, stored_digest in self._waiting]
+        content = [stored for _, _, stored, _ in self._waiting]
+        name = frames.group_digest(digests).hex()
+        if name in self._taken:
+            content.append(nonce := secrets.token_bytes(NONCE))
+            name = frames.group_digest([*digests, frames.digest_of(nonce)]).hex()
         offset = 0
-        for digest, codec, length, stored_digest in self._waiting:
-            self._written.placed[digest] = Placed(name, offset, length, codec, stored_digest)
-            offset += length
-        content = memoryview(self._buffer)[: self._size]
+        for digest, codec, stored, stored_digest in self._waiting:
+            self._written.placed[digest] = Placed(name, offset, len(stored), codec, stored_digest)
+            offset += len(stored)
         self._written.stored_bytes += self._size
         self._begin()
         self._sink(name, content)
@@ -158,21 +219,23 @@ def write(
     index: Index,
     index_prefix: bytes,
     existing: Mapping[bytes, Placed],
-    groups: Mapping[bytes, bytes],
+    before: Before = _NOTHING,
     progress: Progress,
     level: int = frames.DEFAULT_LEVEL,
-    threads: int = 2,
+    threads: int | None = None,
     deadline: float | None = None,
+    taken: Collection[str] = (),
 ) -> Written:
     """Read `found` below `base` and hand `sink` the packs (name, content) of frames not in `existing`.
 
-    Files that the index vouches for are not read when their frames are known: `groups` tells the frame of a
-    group of small files (`groups_of` an earlier manifest). Content digests go into the index under
-    `index_prefix`. After `deadline` (time.monotonic) no further frame is begun. Raises what `sink` raises.
+    Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
+    (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
+    many as there are processors. After `deadline` (time.monotonic) no further frame is begun. No pack gets a name that is
+    `taken`. Raises what `sink` raises.
     """
     started = now()  # what changed shortly before may change again while it is read
     written = Written()
-    packer = _Packer(sink, written)
+    packer = _Packer(sink, written, taken)
     names: dict[tuple[int, int], bytes] = {}
     links: dict[bytes, bytes] = {}
     files: list[Found] = []
@@ -187,82 +250,93 @@ def write(
         files.append(item)
 
     numbers: dict[bytes, int] = {}
-    pieces: list[list[int]] = [[] for _ in files]
+    pieces: list[list[tuple[int, int, int, int]]] = [[] for _ in files]  # offset, frame, offset in it, length
     digests: list[list[bytes]] = [[] for _ in files]
     trusted = [index.digests(index_prefix + item.path, item.signature) for item in files]
     changed: set[int] = set()
     packed: set[bytes] = set()
 
-    def account(spans: Sequence[Span], digest: bytes, length: int, member_digests: Sequence[bytes]) -> None:
+    def gathered(number: int) -> list[Gathered]:
+        """How a large file is cut: as it was, if the index vouches that it did not change."""
+        item = files[number]
+        content, known = before.pieces.get(item.path, (b"", []))
+        if known and content == trusted[number]:
+            return known
+        if trusted[number] is not None and len(trusted[number] or b"") == 32 * -(
+            -item.signature.size // frames.PIECE
+        ):
+            return gpu.pieces([gpu.Extent(0, item.signature.size, "")], frames.PIECE)
+        try:
+            with _opened(base, item) as descriptor:
+                return gpu.pieces(gpu.extents(descriptor, item.signature.size), frames.PIECE)
+        except OSError:
+            return gpu.pieces([gpu.Extent(0, item.signature.size, "")], frames.PIECE)
+
+    def account(cut: Cut, digest: bytes, length: int, member_digests: Sequence[bytes]) -> None:
         number = numbers.setdefault(digest, len(numbers))
         if number == len(written.frames):
-            written.frames.append(Frame(digest, length))
+            written.frames.append(Frame(digest, length, cut.gpus))
+        elif written.frames[number].gpus != cut.gpus:  # equal bytes that different GPUs need: all do
+            written.frames[number] = Frame(digest, length)
         offset = 0
-        for span, member in zip(spans, member_digests):
-            pieces[span.file].extend((number, offset, span.length))
-            digests[span.file].append(member)
+        for span in cut.spans:
+            pieces[span.file].append((span.offset, number, offset, span.length))
             offset += span.length
+        for file, member in zip(dict.fromkeys(span.file for span in cut.spans), member_digests):
+            digests[file].append(member)
         progress.advance(length)
 
-    def collect(spans: Sequence[Span], job: _Job) -> None:
+    def collect(cut: Cut, job: _Job) -> None:
         changed.update(job.changed)
         if job.stored is not None and job.digest not in packed:
             packed.add(job.digest)
             packer.add(job.digest, job.codec, job.stored, job.stored_digest)
-        account(spans, job.digest, job.length, job.members)
+        account(cut, job.digest, job.length, job.members)
 
-    def vouched(spans: Sequence[Span]) -> tuple[bytes, list[bytes]] | None:
+    def vouched(cut: Cut) -> tuple[bytes, list[bytes]] | None:
         """The frame's digest and its members', if the index and the store make reading needless."""
-        known = [trusted[span.file] for span in spans]
-        if not all(known):
-            return None
-        if files[spans[0].file].signature.size >= LARGE_FILE:
-            [whole], number = known, spans[0].offset // frames.PIECE
-            assert whole is not None
-            digest: bytes | None = whole[32 * number : 32 * number + 32]
+        if files[cut.spans[0].file].signature.size >= LARGE_FILE:
+            file = cut.spans[0].file
+            known = [trusted[file]]
+            nth[file] = nth.get(file, -1) + 1
+            digest: bytes | None = (known[0] or b"")[32 * nth[file] : 32 * nth[file] + 32]
             members_known = [digest or b""]
         else:
-            members_known = [member for member in known if member]
-            digest = groups.get(frames.group_digest(members_known))
-        return (digest, members_known) if digest in existing and digest else None
+            known = [trusted[span.file] for span in cut.spans]
+            members_known = [member or b"" for member in known]
+            digest = before.groups.get(frames.group_digest(members_known))
+        return (digest, members_known) if all(known) and digest and digest in existing else None
 
-    def read(spans: Sequence[Span]) -> _Job:
-        parts: list[bytes] = []
-        torn: set[int] = set()
-        for span in spans:
-            part = b""
-            with contextlib.suppress(OSError):
-                part = _read_span(base, files[span.file], span)
-            if len(part) != span.length:
-                torn.add(span.file)
-                part = part.ljust(span.length, b"\0")[: span.length]
-            parts.append(part)
-        raw = parts[0] if len(parts) == 1 else b"".join(parts)
+    def read(cut: Cut) -> _Job:
+        raw, parts, torn = _read(base, files, cut.spans)
         digest = frames.ZEROS if raw is _HOLE else frames.digest_of(raw)
-        member_digests = [digest] if len(spans) == 1 else [frames.digest_of(part) for part in parts]
+        member_digests = [digest] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
         if digest in existing or digest in packed:
             return _Job(digest, len(raw), member_digests, 0, None, b"", torn)
         codec, stored = frames.compress(raw, level)
         stored_digest = digest if codec == frames.RAW else frames.digest_of(stored)
         return _Job(digest, len(raw), member_digests, codec, stored, stored_digest, torn)
 
+    nth: dict[int, int] = {}
     late: set[int] = set()
+    keep_freed()
+    threads = threads or min(processors.usable(), _THREADS_MOST)
     with ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool:
-        jobs: deque[tuple[list[Span], Future[_Job]]] = deque()
-        cut = frames.cut([(item.path, item.signature.size) for item in files])
+        jobs: deque[tuple[Cut, Future[_Job]]] = deque()
+        cuts = frames.cut([(item.path, item.signature.size) for item in files], gathered)
         if deadline is not None:  # the many small files first, whatever becomes of the large ones
-            cut = iter(sorted(cut, key=lambda spans: files[spans[0].file].signature.size >= LARGE_FILE))
-        for spans in cut:
+            cuts = iter(sorted(cuts, key=lambda cut: files[cut.spans[0].file].signature.size >= LARGE_FILE))
+        for cut in cuts:
             if deadline is not None and time.monotonic() >= deadline:
-                late.update(span.file for span in spans)
+                late.update(span.file for span in cut.spans)
                 continue
-            ready = vouched(spans)
+            ready = vouched(cut)
             if ready is not None:
                 # In order behind the jobs before it: frames are numbered as the files come.
                 _drain(jobs, collect)
-                account(spans, ready[0], sum(span.length for span in spans), ready[1])
+                account(cut, ready[0], cut.length, ready[1])
                 continue
-            jobs.append((spans, pool.submit(read, spans)))
+            jobs.append((cut, pool.submit(read, cut)))
             if len(jobs) > threads:
                 collect(*_done(jobs.popleft()))
         _drain(jobs, collect)
@@ -282,10 +356,11 @@ def write(
     for number, item in enumerate(files):
         if item.path not in torn and item.path not in unfinished:
             large = item.signature.size >= LARGE_FILE
-            content = b"".join(digests[number]) or frames.digest_of(b"")
+            runs = sorted(pieces[number])
+            content = _content(digests[number], [length for *_, length in runs]) or frames.digest_of(b"")
             entry = File(
                 item.path, item.mode, item.signature.mtime, item.signature.size,
-                b"" if large else content, tuple(pieces[number]),
+                b"" if large else content, tuple(part for _, *piece in runs for part in piece),
             )  # fmt: skip
             contents[item.path] = entry, content
     for item in found:
@@ -296,30 +371,59 @@ def write(
     return written
 
 
-def _done(job: tuple[list[Span], Future[_Job]]) -> tuple[list[Span], _Job]:
+def _done(job: tuple[Cut, Future[_Job]]) -> tuple[Cut, _Job]:
     return job[0], job[1].result()
 
 
-def _drain(jobs: deque[tuple[list[Span], Future[_Job]]], collect: Callable[[list[Span], _Job], None]) -> None:
+def _drain(jobs: deque[tuple[Cut, Future[_Job]]], collect: Callable[[Cut, _Job], None]) -> None:
     while jobs:
         collect(*_done(jobs.popleft()))
 
 
-def _read_span(base: bytes, item: Found, span: Span) -> bytes:
-    """The bytes of a span (_HOLE for a piece that is one), or fewer where the file is no longer the one that was scanned."""
+@contextlib.contextmanager
+def _opened(base: bytes, item: Found) -> Iterator[int]:
+    """The file that was scanned, open for reading."""
     descriptor = os.open(os.path.join(base, item.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        is_hole = span.length == frames.PIECE and _is_hole(descriptor, span)
-        part = _HOLE if is_hole else os.pread(descriptor, span.length, span.offset)
-        return part if signature_of(os.fstat(descriptor)) == item.signature else b""
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _is_hole(descriptor: int, span: Span) -> bool:
-    """Whether nothing was ever written there (lseek(2), SEEK_DATA)."""
+def _read(
+    base: bytes, files: Sequence[Found], spans: Sequence[Span]
+) -> tuple[frames.Bytes, list[frames.Bytes], set[int]]:
+    """The bytes of a frame (_HOLE for a whole piece that is a hole), those of each file, and which files are no
+    longer those that were scanned."""
+    parts: list[frames.Bytes] = []
+    torn: set[int] = set()
+    for file, its in itertools.groupby(spans, key=lambda span: span.file):
+        runs = [(span.offset, span.length) for span in its]
+        part: frames.Bytes = b""
+        with contextlib.suppress(OSError), _opened(base, files[file]) as descriptor:
+            if _is_hole(descriptor, runs):
+                part = _HOLE
+            elif len(runs) == 1:
+                part = os.pread(descriptor, runs[0][1], runs[0][0])
+            else:
+                part = b"".join(os.pread(descriptor, length, offset) for offset, length in runs)
+            if signature_of(os.fstat(descriptor)) != files[file].signature:
+                part = b""
+        length = sum(length for _, length in runs)
+        if len(part) != length:
+            torn.add(file)
+            part = bytes(part).ljust(length, b"\0")[:length]
+        parts.append(part)
+    return (parts[0] if len(parts) == 1 else b"".join(parts)), parts, torn
+
+
+def _is_hole(descriptor: int, runs: Sequence[tuple[int, int]]) -> bool:
+    """Whether this is one whole piece, and nothing was ever written there (lseek(2), SEEK_DATA)."""
+    [offset, length], more = runs[0], runs[1:]
+    if more or length != frames.PIECE:
+        return False
     try:
-        return os.lseek(descriptor, span.offset, os.SEEK_DATA) >= span.offset + span.length
+        return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + length
     except OSError as error:
         return error.errno == errno.ENXIO  # nothing from there to the end
 

@@ -21,10 +21,9 @@ import msgspec
 from packhorse.errors import PackhorseError
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
-from packhorse.snapshot.manifest import Frame, Manifest
-from packhorse.snapshot.writer import Placed
+from packhorse.snapshot.manifest import Encoded, Frame, Manifest
+from packhorse.snapshot.writer import NONCE, Placed
 from packhorse.store.objects import Store
-from packhorse.store.repack import copy_frames
 
 LIMIT = 24 * 3600.0
 """Seconds after which a push, a pull or a prune gives up. An object is condemned when it is at least this old, so that
@@ -33,7 +32,6 @@ CLOCK = "condemned/clock"
 """Written to learn the store's time."""
 _MARK = re.compile(r"condemned/((?:packs|manifests|snapshots)/[0-9a-f]{64})")
 _THREADS = 8
-_NONCE = 32
 
 
 class Marks(dict[str, int]):
@@ -77,36 +75,30 @@ def require_time(started: float, what: str, limit: float = LIMIT) -> None:
         )
 
 
-class Taggable(NamedTuple):
-    """A manifest, its digest and stored bytes, and where its frames lie."""
+def packs(condemned: Collection[str]) -> set[str]:
+    """The names of the packs among condemned keys."""
+    return {key.removeprefix("packs/") for key in condemned if key.startswith("packs/")}
 
-    digest: str
-    stored: bytes
+
+class Taggable(NamedTuple):
+    """A manifest, as bytes too, and where its frames lie."""
+
+    encoded: Encoded
     manifest: Manifest
     placed: Mapping[bytes, Placed]
 
 
 def clear(store: Store, condemned: Collection[str], one: Taggable) -> Taggable:
-    """`one` with other names for what of it is in `condemned`: that may be deleted at any moment, and under the same
-    name also when it is written again.
-
-    Frames of a condemned pack are copied into a new one. A condemned manifest gets a frame more, which no file uses.
-    Raises IntegrityError where a pack is gone already, StorageError.
+    """`one`, or where its manifest is in `condemned` the same with a frame more, which no file uses, and so with another
+    name: under the old one it may be deleted at any moment, also when it is written again. Raises StorageError.
     """
-    digest, stored, manifest, placed = one
-    at_risk = {
-        frame.digest: placed[frame.digest]
-        for frame in manifest.frames
-        if f"packs/{placed[frame.digest].pack}" in condemned
-    }
-    if at_risk:
-        placed = {**placed, **copy_frames(store, at_risk)}
-    if f"manifests/{digest}" in condemned:
-        raw = secrets.token_bytes(_NONCE)
-        own = frames.digest_of(raw)
-        name = frames.group_digest([own]).hex()
-        store.put(f"packs/{name}", raw)
-        placed = {**placed, own: Placed(name, 0, len(raw), frames.RAW, own)}
-        manifest = msgspec.structs.replace(manifest, frames=(*manifest.frames, Frame(own, len(raw))))
-        digest, stored = documents.encode(manifest)
-    return Taggable(digest, stored, manifest, placed)
+    encoded, manifest, placed = one
+    if f"manifests/{encoded.digest}" not in condemned:
+        return one
+    raw = secrets.token_bytes(NONCE)
+    own = frames.digest_of(raw)
+    name = frames.group_digest([own]).hex()
+    store.put(f"packs/{name}", raw)
+    manifest = msgspec.structs.replace(manifest, frames=(*manifest.frames, Frame(own, len(raw))))
+    placed = {**placed, own: Placed(name, 0, len(raw), frames.RAW, own)}
+    return Taggable(documents.encode(manifest), manifest, placed)

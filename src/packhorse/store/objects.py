@@ -19,7 +19,7 @@ from obstore.store import from_url
 
 from packhorse.config import Storage
 from packhorse.errors import MEND, IntegrityError, NoSpaceError, PackhorseError, StorageError
-from packhorse.snapshot.frames import LARGEST_DOCUMENT
+from packhorse.snapshot.frames import LARGEST_DOCUMENT, Bytes
 from packhorse.store import credentials
 
 _CHUNK = 4 << 20
@@ -72,8 +72,8 @@ class Store:
                 "Check storage.url and storage.endpoint.",
             ) from error
 
-    def put(self, key: str, content: bytes | memoryview) -> None:
-        """Create the object `key`. Raises StorageError."""
+    def put(self, key: str, content: bytes | Sequence[Bytes]) -> None:
+        """Create the object `key`; several buffers are put one after the other. Raises StorageError."""
         with _told(self.url, key):
             obstore.put(self._objects, key, content, use_multipart=False)
 
@@ -169,6 +169,14 @@ class Store:
                     for item in page
                 ]
         return sorted(found)
+
+    def has(self, key: str) -> bool:
+        """Whether there is an object `key`."""
+        try:
+            self.modified(key)
+        except NotFoundError:
+            return False
+        return True
 
     def modified(self, key: str) -> int:
         """The store's time of an object, in milliseconds since the epoch."""

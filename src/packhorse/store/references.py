@@ -9,7 +9,7 @@ from packhorse.errors import MEND, IntegrityError
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import Placement
 from packhorse.store import tags
-from packhorse.store.objects import Listed, Store
+from packhorse.store.objects import Listed, NotFoundError, Store
 
 _THREADS = 8
 
@@ -26,7 +26,9 @@ class References:
     def needs(self, key: str) -> list[str]:
         """The keys of what the object `key` needs directly. Raises IntegrityError where that cannot be told.
 
-        A snapshot needs its manifests, a manifest the placement that counts, a placement its packs.
+        A snapshot needs its manifests, a manifest the placement that counts, a placement its packs. A manifest that is
+        stored by what differs from another needs that one too, but only its bytes, not its frames: it is named
+        `bases/<digest>` instead of `manifests/<digest>`.
         """
         kind, _, name = key.partition("/")
         if kind == "snapshots":
@@ -36,11 +38,13 @@ class References:
                 *(each for _, each in snapshot.shared),
             ]
             return [f"manifests/{digest}" for digest in digests]
+        if kind == "bases":
+            return self._base(name)
         if kind == "manifests":
             listed = self._listed.get(name) or self._store.list(f"placements/{name}/")
             if not listed:
                 raise IntegrityError(f"The placement of {name[:12]} is missing from the store.", MEND)
-            return [listed[0].key]
+            return [listed[0].key, *self._base(name)]
         if kind == "placements":
             digest = name.partition("/")[0]
             placement = documents.decode_any_placement(self._store.get(key))
@@ -49,6 +53,13 @@ class References:
             self.placements[digest] = placement
             return [f"packs/{pack}" for pack in placement.packs]
         return []
+
+    def _base(self, digest: str) -> list[str]:
+        try:
+            base = documents.base_of(self._store.get(f"manifests/{digest}"))
+        except NotFoundError as error:
+            raise IntegrityError(f"The manifest {digest[:12]} is missing from the store.", MEND) from error
+        return [f"bases/{base}"] if base else []
 
     def closure(self, keys: Iterable[str]) -> set[str]:
         """`keys` and all that they need, however far down."""

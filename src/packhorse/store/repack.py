@@ -10,12 +10,11 @@ from typing import NamedTuple
 from packhorse.errors import MEND, IntegrityError
 from packhorse.progress import Progress, Silent
 from packhorse.snapshot import frames
-from packhorse.snapshot.writer import PACK, Placed
+from packhorse.snapshot.writer import NONCE, PACK, Placed
 from packhorse.store.objects import NotFoundError, Store
 
 _READERS = 4
 """Packs that are read at the same time, which bounds the memory: what is wanted of each is held."""
-_NONCE = 32
 
 
 class _Held(NamedTuple):
@@ -84,7 +83,7 @@ def _stored(store: Store, places: Sequence[Placed]) -> list[bytes]:
 
 
 def _put_pack(store: Store, waiting: Sequence[_Held]) -> dict[bytes, Placed]:
-    nonce = secrets.token_bytes(_NONCE)
+    nonce = secrets.token_bytes(NONCE)
     name = frames.group_digest([*(held.at.digest for held in waiting), frames.digest_of(nonce)]).hex()
     moved, offset = {}, 0
     for held in waiting:

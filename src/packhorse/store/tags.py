@@ -22,11 +22,14 @@ import msgspec
 from packhorse.errors import MEND, IntegrityError, NoSuchSnapshotError
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import digest_of
-from packhorse.snapshot.manifest import Manifest, Placement
+from packhorse.snapshot.manifest import Encoded, Manifest, Placement
 from packhorse.store.objects import Listed, NotFoundError, Store
 
 Part = documents.Kind
 NO_FINGERPRINT = "0" * 64
+SNAPSHOT_FORMAT = 1
+_BASES = 4
+"""The longest chain of manifests that are stored by what differs; writers make chains of one."""
 _LAST = 10**14 - 1
 _ATTEMPTS = 5
 _T = TypeVar("_T")
@@ -76,7 +79,7 @@ class SnapshotFacts(msgspec.Struct, frozen=True):
 
     packages: str
     shared: tuple[tuple[str, str], ...]
-    format: int = 1
+    format: int = SNAPSHOT_FORMAT
 
     def encode(self) -> bytes:
         """The canonical bytes."""
@@ -185,7 +188,7 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
         raise IntegrityError(f"The document of snapshot {snapshot[:12]} is corrupt.", "Use another snapshot.")
     try:
         facts = msgspec.json.decode(body, type=SnapshotFacts)
-        if facts.format != documents.FORMAT:
+        if facts.format != SNAPSHOT_FORMAT:
             raise IntegrityError(
                 f"The snapshot {snapshot[:12]} is written in format {facts.format}, which this packhorse does not know.",
                 "Install a newer packhorse.",
@@ -221,12 +224,48 @@ def new_entry(
 # --- documents ---
 
 
-def get_manifest(store: Store, digest: str, kind: Part) -> Manifest:
-    """The manifest `digest` of a part. Raises IntegrityError where it is missing or corrupt."""
+def get_manifest(
+    store: Store, digest: str, known: Callable[[str], Encoded | None] = lambda _: None
+) -> Encoded:
+    """The bytes of the manifest `digest`. Raises IntegrityError where it is missing or corrupt.
+
+    One that is stored by what differs from another needs that one: asked of `known` first, then of the store.
+    """
+    return _manifest(store, digest, known, _BASES)
+
+
+def _manifest(store: Store, digest: str, known: Callable[[str], Encoded | None], bases: int) -> Encoded:
     try:
-        return documents.decode_manifest(store.get(f"manifests/{digest}"), digest, kind)
+        stored = store.get(f"manifests/{digest}")
     except NotFoundError as error:
         raise _missing("manifest", digest) from error
+    base = documents.base_of(stored)
+    if not base:
+        return documents.raw_manifest(stored, digest)
+    if not bases:
+        raise IntegrityError(f"The manifest {digest[:12]} is stored in too many parts.", MEND)
+    return documents.raw_manifest(stored, digest, known(base) or _manifest(store, base, known, bases - 1))
+
+
+def base_for(store: Store, digest: str, known: Callable[[str], Encoded | None]) -> Encoded | None:
+    """What a manifest much like `digest` is best stored beside: that one, or the one which it is stored beside itself."""
+    length = len(documents.DELTA_MAGIC) + 32
+    try:
+        [head] = store.ranges(f"manifests/{digest}", [(0, length)])
+        base = documents.base_of(bytes(head)) or digest
+        return known(base) or get_manifest(store, base)
+    except (NotFoundError, IntegrityError):
+        return None
+
+
+def put_manifest(store: Store, manifest: Encoded, base: Encoded | None = None) -> None:
+    """Store a manifest, by what differs from `base` where that is given and saves much.
+
+    One that is there stays as it is: others may be stored by what differs from it.
+    """
+    key = f"manifests/{manifest.digest}"
+    if not store.has(key):
+        store.put(key, manifest.beside(base) if base else manifest.whole)
 
 
 def get_placement(store: Store, manifest: Manifest, digest: str) -> Placement:
@@ -260,9 +299,8 @@ def put_placement(store: Store, placement: Placement, newest: str = "") -> int:
     the stamp of the one that counted until now.
     """
     digest = placement.manifest.hex()
-    _, stored = documents.encode(placement)
     key = f"placements/{digest}/{stamp_after(int(time.time() * 1000), newest)}-{secrets.token_hex(4)}"
-    store.put(key, stored)
+    store.put(key, documents.encode_placement(placement))
     return store.modified(key)
 
 

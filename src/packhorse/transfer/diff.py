@@ -21,6 +21,7 @@ from packhorse.errors import MEND, IntegrityError, NoSuchSnapshotError
 from packhorse.progress import Progress
 from packhorse.root import SHARED
 from packhorse.snapshot import frames
+from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, triples
 from packhorse.snapshot.scan import Found, readable, scan
 from packhorse.snapshot.writer import Placed, placed_by
@@ -185,12 +186,14 @@ def _stored(store: Store, name: str) -> _Content:
     manifests: dict[str, Manifest] = {}
     winners: dict[bytes, Winner] = {}
     if snapshot.packages:
-        manifest = manifests[snapshot.packages] = tags.get_manifest(store, snapshot.packages, "packages")
+        manifest = manifests[snapshot.packages] = documents.decode_manifest(
+            tags.get_manifest(store, snapshot.packages), "packages"
+        )
         side.soabi, side.platform = manifest.soabi, manifest.platform
         for path, winner in union([("", snapshot.packages, manifest)]).items():
             winners[PACKAGES + path] = winner
     for _, digest in snapshot.shared:
-        manifests[digest] = tags.get_manifest(store, digest, "shared")
+        manifests[digest] = documents.decode_manifest(tags.get_manifest(store, digest), "shared")
     winners |= union((stamp, digest, manifests[digest]) for stamp, digest in snapshot.shared)
     sizes = {
         (digest, entry.path): entry.size

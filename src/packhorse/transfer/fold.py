@@ -39,6 +39,10 @@ def fold(winners: Mapping[bytes, Winner], manifests: Mapping[str, Manifest]) -> 
                 if frame.digest not in frames:
                     frames[frame.digest] = len(lengths)
                     lengths.append(frame)
+                elif (
+                    lengths[frames[frame.digest]].gpus != frame.gpus
+                ):  # equal bytes that different GPUs need: all do
+                    lengths[frames[frame.digest]] = Frame(frame.digest, frame.length)
                 pieces += (frames[frame.digest], offset, length)
             entry = msgspec.structs.replace(entry, pieces=tuple(pieces))
         entries.append(entry)

@@ -11,8 +11,9 @@ from packhorse import atomic
 from packhorse.errors import IntegrityError
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.frames import digest_of
 from packhorse.snapshot.index import Index, now
-from packhorse.snapshot.manifest import Directory, File, Frame, Manifest, Symlink
+from packhorse.snapshot.manifest import Directory, Encoded, File, Frame, Manifest, Symlink
 from packhorse.snapshot.scan import Found, look, scan
 from packhorse.snapshot.writer import content_of, content_on_disk
 from packhorse.store import tags
@@ -45,22 +46,35 @@ class Local:
     def cached(self, digest: str, kind: documents.Kind) -> Manifest | None:
         """A manifest from the root's own copies."""
         try:
-            return documents.decode_manifest((self._manifests / digest).read_bytes(), digest, kind)
-        except (FileNotFoundError, IntegrityError):
+            known = self.encoded(digest)
+            return documents.decode_manifest(known, kind) if known else None
+        except IntegrityError:
             return None
+
+    def encoded(self, digest: str) -> Encoded | None:
+        """The bytes of a manifest from the root's own copies."""
+        try:
+            raw = (self._manifests / digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        return Encoded(digest, raw) if digest_of(raw).hex() == digest else None
 
     def manifest(self, store: Store, digest: str, kind: documents.Kind) -> Manifest:
         """A manifest, from the root's own copies or from the store. Raises IntegrityError, StorageError."""
-        known = self.cached(digest, kind)
+        return documents.decode_manifest(self.bytes_of(store, digest), kind)
+
+    def bytes_of(self, store: Store, digest: str) -> Encoded:
+        """The bytes of a manifest, likewise."""
+        known = self.encoded(digest)
         if known is None:
-            known = tags.get_manifest(store, digest, kind)
-            self.keep(digest, documents.encode(known)[1])
+            known = tags.get_manifest(store, digest, self.encoded)
+            self.keep(known)
         return known
 
-    def keep(self, digest: str, stored: bytes) -> None:
-        """Keep a copy of a manifest's object."""
+    def keep(self, manifest: Encoded) -> None:
+        """Keep a copy of a manifest."""
         self._manifests.mkdir(mode=0o700, exist_ok=True)
-        atomic.write_file(self._manifests / digest, stored)
+        atomic.write_file(self._manifests / manifest.digest, manifest.raw)
 
     def keep_only(self, digests: Iterable[str]) -> None:
         """Forget the copies of all manifests but these."""

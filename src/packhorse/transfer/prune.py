@@ -125,6 +125,9 @@ class _Prune:
         self.folds: dict[TagEntry, EntryFacts] = {}
         self.facts: dict[TagEntry, EntryFacts] = {}
         """The bodies of the entries that are kept."""
+        self.bases: set[str] = set()
+        """Manifests of which only the bytes are needed: others are stored by what differs from them. They are condemned
+        like any other, so that no push uses them again, but stay as long as they are needed."""
         self.snapshots: dict[str, list[str]] = {}
         """What snapshots name that no kept entry names."""
 
@@ -163,7 +166,9 @@ class _Prune:
         self._sweep(live)
         self._condemn(live)
         self._tidy(live)
-        self.result.live_bytes = sum(item.size for key, item in self.objects.items() if key in live)
+        self.result.live_bytes = sum(
+            item.size for key, item in self.objects.items() if key in live | self.bases
+        )
 
     # --- tags ---
 
@@ -208,7 +213,10 @@ class _Prune:
     def _fold(
         self, tag: str, entries: Sequence[TagEntry], listed: Sequence[TagEntry], old: Sequence[TagEntry]
     ) -> _Fold:
-        manifests = {entry.digest: tags.get_manifest(self.store, entry.digest, "shared") for entry in old}
+        manifests = {
+            entry.digest: documents.decode_manifest(tags.get_manifest(self.store, entry.digest), "shared")
+            for entry in old
+        }
         placed: dict[bytes, Placed] = {}
         for digest, manifest in manifests.items():
             placed |= placed_by(tags.get_placement(self.store, manifest, digest))
@@ -216,11 +224,11 @@ class _Prune:
         clear = condemned.clear(
             self.store,
             () if self.dry_run else self.marks,
-            Taggable(*documents.encode(folded), folded, placed),
+            Taggable(documents.encode(folded), folded, placed),
         )
         own = [entry for entry in entries if entry.tag == tag]
         entry = tags.new_entry(
-            tag, "shared", clear.digest, tags.stamp_after(self.now, own[0].stamp), kind="fold"
+            tag, "shared", clear.encoded.digest, tags.stamp_after(self.now, own[0].stamp), kind="fold"
         )
         packages = next((each for each in own if each.part == "packages"), None)
         snapshot = tags.snapshot_of(packages, [entry, *(each for each in listed if each not in old)])
@@ -237,11 +245,11 @@ class _Prune:
         """As a push does it, and in its order."""
         if self.dry_run:
             return
-        digest = each.clear.digest
+        digest = each.clear.encoded.digest
         listed = self.placements.get(digest)
         newest = listed[0].key.rpartition("/")[2][:14] if listed else ""
         tags.put_placement(self.store, self.references.placements[digest], newest)
-        self.store.put(f"manifests/{digest}", each.clear.stored)
+        tags.put_manifest(self.store, each.clear.encoded)
         self.store.put(f"snapshots/{each.snapshot.id}", each.snapshot.encode())
         condemned.require_time(self.started, "prune")
         self.store.put(each.entry.key, msgspec.json.encode(each.facts))
@@ -303,8 +311,9 @@ class _Prune:
         roots |= {f"manifests/{entry.digest}" for entry in state if entry.key not in absorbed}
         roots |= {f"snapshots/{self.facts[entry].snapshot}" for entry in kept} & self.objects.keys()
         live = self.references.closure(roots)
+        self.bases = {key.replace("bases/", "manifests/") for key in live if key.startswith("bases/")}
         for each in folds:
-            digest = each.clear.digest
+            digest = each.clear.encoded.digest
             placement = placement_of(digest, each.clear.manifest.frames, each.clear.placed)
             self.references.placements[digest] = placement
             live |= {f"manifests/{digest}", f"snapshots/{each.snapshot.id}"}
@@ -389,7 +398,7 @@ class _Prune:
             elif key not in self.objects:
                 if self._age(marked) >= self.limit:
                     vain.append(key)
-            elif self._age(marked) >= 2 * self.limit:
+            elif self._age(marked) >= 2 * self.limit and key not in self.bases:
                 doomed.append(key)
             else:
                 self.result.waiting += 1

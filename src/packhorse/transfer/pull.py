@@ -300,7 +300,9 @@ class _Restore:
         base, index = os.fsencode(self.root.packages), self.local.index
         for entry in tree.entries:
             if isinstance(entry, File):
-                signature = signature_of(os.lstat(os.path.join(base, entry.path)))
+                signature = tree.signatures.get(entry.path)
+                if signature is None:
+                    signature = signature_of(os.lstat(os.path.join(base, entry.path)))
                 if (signature.size, signature.mtime) == (entry.size, entry.mtime):
                     content = content_of(entry, tree.manifest.frames)
                     index.restored(PACKAGES + entry.path, signature, (content, entry.mode))

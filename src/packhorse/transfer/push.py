@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,12 +21,12 @@ from packhorse.progress import Progress
 from packhorse.root import PERSISTENT, SHARED, Root, State
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
-from packhorse.snapshot.manifest import Entry, File, Manifest
+from packhorse.snapshot.manifest import Encoded, Entry, File, Manifest
 from packhorse.snapshot.scan import Found, readable, scan
 from packhorse.snapshot.writer import (
+    Before,
     Placed,
     Written,
-    groups_of,
     placed_by,
     placement_of,
     write,
@@ -38,6 +39,9 @@ from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import changed_paths
 from packhorse.transfer.union import union
 from packhorse.watch.memory import peak
+
+UPLOADS = 2
+"""Packs on their way at a time."""
 
 
 class PushResult(msgspec.Struct):
@@ -60,12 +64,17 @@ class _Part(NamedTuple):
     """A manifest ready to be tagged."""
 
     part: tags.Part
-    digest: str
+    encoded: Encoded
     manifest: Manifest
-    stored: bytes
     placed: Mapping[bytes, Placed]
     absorbed: tuple[TagEntry, ...] = ()
     """The entries that a fold replaces."""
+    before: str = ""
+    """The digest of a manifest that this one resembles."""
+
+    @property
+    def digest(self) -> str:
+        return self.encoded.digest
 
 
 class _Push:
@@ -85,6 +94,7 @@ class _Push:
         self.repair = repair
         self.started = time.monotonic()
         self.condemned = condemned.marks(store)  # first of all: see there
+        self.taken = condemned.packs(self.condemned)
         self.local = Local(root)
         self.source = source_of(store, tag)
         self.synced: bool | None = None
@@ -94,7 +104,7 @@ class _Push:
         """The packages, if the tag turned out to have them already."""
         everything = tags.read_tags(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
-        self.existing = _Existing(store, [] if repair else everything, self.condemned)
+        self.existing = _Existing(store, [] if repair else everything, self.taken)
         self.uploader = _Uploader(store)
         self.result = PushResult(snapshot="", tag=tag)
 
@@ -116,7 +126,7 @@ class _Push:
         ):
             self._count(known)
             return []
-        groups = groups_of(known) if known is not None else {}
+        before = Before.of(known)
         del known  # 24 MB for 40,000 files
         self._announce("saving packages", found)
         written = write(
@@ -126,9 +136,10 @@ class _Push:
             index=self.local.index,
             index_prefix=PACKAGES,
             existing=self.existing.frames(),
-            groups=groups,
+            before=before,
             progress=self.progress,
             level=level,
+            taken=self.taken,
         )
         if written.changed:
             raise PackhorseError(
@@ -151,9 +162,9 @@ class _Push:
         self._count(manifest)
         if newest is not None and newest.digest == part.digest and not self.repair:
             self.known = [part]
-            self.local.keep(part.digest, part.stored)
+            self.local.keep(part.encoded)
             return []
-        return [part]
+        return [part._replace(before=state.manifest)]
 
     def shared(
         self, directories: Sequence[str], exclude: Sequence[str], level: int, deadline: float | None
@@ -170,8 +181,8 @@ class _Push:
         folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
         new = changed_paths(found, present, self.local, synced=self.synced)
         if self.repair:
-            for digest, manifest in manifests.items():
-                self.store.put(f"manifests/{digest}", documents.encode(manifest)[1])
+            for digest in manifests:
+                self.store.put(f"manifests/{digest}", self.local.bytes_of(self.store, digest).whole)
             if any(item.kind != "directory" for item in found):
                 new = {item.path for item in found}
         if not new:
@@ -188,9 +199,9 @@ class _Push:
             index=self.local.index,
             index_prefix=b"",
             existing=self.existing.frames(),
-            groups={},
             progress=self.progress,
             level=level,
+            taken=self.taken,
             deadline=deadline,
         )
         self.result.unsaved += [readable(path) for path in (*written.changed, *written.unfinished)]
@@ -218,8 +229,8 @@ class _Push:
                 placement = placement_of(part.digest, part.manifest.frames, part.placed)
                 moment = max(moment, tags.put_placement(self.store, placement))
             for part in parts:
-                self.store.put(f"manifests/{part.digest}", part.stored)
-                self.local.keep(part.digest, part.stored)
+                self._put_manifest(part)
+                self.local.keep(part.encoded)
             stamp = tags.stamp_after(moment, min((entry.stamp for entry in self.mine), default=""))
             entries = [
                 tags.new_entry(
@@ -271,13 +282,21 @@ class _Push:
 
     def _clear(self, part: _Part) -> _Part:
         """The part, with other names for what of it is condemned."""
-        one = condemned.Taggable(part.digest, part.stored, part.manifest, part.placed)
+        one = condemned.Taggable(part.encoded, part.manifest, part.placed)
         return part._replace(**condemned.clear(self.store, self.condemned, one)._asdict())
 
     @staticmethod
     def _part(part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed]) -> _Part:
-        digest, stored = documents.encode(manifest)
-        return _Part(part, digest, manifest, stored, placed)
+        return _Part(part, documents.encode(manifest), manifest, placed)
+
+    def _put_manifest(self, part: _Part) -> None:
+        if self.repair:
+            self.store.put(f"manifests/{part.digest}", part.encoded.whole)
+        else:
+            base = tags.base_for(self.store, part.before, self.local.encoded) if part.before else None
+            if base and self.condemned.keys() & {f"manifests/{part.before}", f"manifests/{base.digest}"}:
+                base = None
+            tags.put_manifest(self.store, part.encoded, base)
 
     def _count(self, manifest: Manifest) -> None:
         self.result.files += manifest.files
@@ -380,34 +399,31 @@ class _Existing:
             self._frames = {}
             for placement in tags.get_placements(self._store, sorted(self._digests)):
                 self._frames |= {
-                    frame: at
-                    for frame, at in placed_by(placement).items()
-                    if f"packs/{at.pack}" not in self._condemned
+                    frame: at for frame, at in placed_by(placement).items() if at.pack not in self._condemned
                 }
         return self._frames
 
 
 class _Uploader:
-    """Sends packs while the next one is filled: one on its way at a time, which bounds the memory."""
+    """Sends packs while the next one is filled: UPLOADS on their way at a time, which bounds the memory."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
-        self._pending: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
+        self._pending: deque[Future[None]] = deque()
         self.bytes = 0
 
-    def __call__(self, name: str, content: memoryview) -> None:
-        self._settle()
-        self.bytes += len(content)
-        self._pending = self._pool.submit(self._store.put, f"packs/{name}", content)
+    def __call__(self, name: str, content: Sequence[frames.Bytes]) -> None:
+        self._settle(UPLOADS - 1)
+        self.bytes += sum(map(len, content))
+        self._pending.append(self._pool.submit(self._store.put, f"packs/{name}", content))
 
-    def _settle(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def _settle(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
     def finish(self) -> None:
-        self._settle()
+        self._settle(0)
         self._pool.shutdown()
 
     def abandon(self) -> None:

@@ -6,10 +6,10 @@ import contextlib
 import resource
 from typing import NamedTuple
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
-_LARGEST_KEPT, _KEPT = 32 << 20, 64 << 20
-"""The largest buffer that is taken from kept memory (glibc allows no more), and what is kept, in bytes."""
+_LARGEST_KEPT, _KEPT, _ARENAS = 32 << 20, 32 << 20, 2
+"""The largest buffer that is taken from kept memory (glibc allows no more), what is kept, in bytes, and how often."""
 
 
 class Memory(NamedTuple):
@@ -20,17 +20,25 @@ class Memory(NamedTuple):
 
 
 def memory() -> Memory:
-    """Use and limit of the container (cgroup v2 or v1), or of the machine where there is no limit."""
+    """Use and limit of the container (cgroup v2 or v1), or of the machine where there is no limit.
+
+    What files merely lie cached and would give way at once is not in use: an installation leaves gigabytes of it.
+    """
     import psutil
 
     machine = psutil.virtual_memory()
-    for used_file, limit_file in (
-        ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.max"),
-        ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    for directory, used_file, limit_file, cached in (
+        ("/sys/fs/cgroup", "memory.current", "memory.max", "inactive_file"),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.usage_in_bytes",
+            "memory.limit_in_bytes",
+            "total_inactive_file",
+        ),
     ):
-        used, limit = _number(used_file), _number(limit_file)
+        used, limit = _number(f"{directory}/{used_file}"), _number(f"{directory}/{limit_file}")
         if used is not None and limit is not None and limit < machine.total:
-            return Memory(used, limit)
+            return Memory(max(used - _statistic(f"{directory}/memory.stat", cached), 0), limit)
     return Memory(machine.total - machine.available, machine.total)
 
 
@@ -67,3 +75,12 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def _statistic(path: str, name: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith(f"{name} ")), 0)
+    except (OSError, ValueError):
+        return 0

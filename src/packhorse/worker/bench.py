@@ -23,6 +23,7 @@ from packhorse.errors import PackhorseError
 from packhorse.progress import Progress
 from packhorse.root import Root
 from packhorse.session import Session
+from packhorse.snapshot import manifest as documents
 from packhorse.store import tags
 from packhorse.transfer.pull import MARGIN, Target, find
 from packhorse.transfer.setup import Setup
@@ -300,9 +301,14 @@ def _failed(shown: str, code: int, *outputs: Path | None) -> PackhorseError:
 def _require_space(setup: Setup, target: Target, rounds: int, *, install: bool) -> bool:
     """Whether all steps find room at once. Raises NoSpaceError where the largest of them finds none."""
     snapshot = target.snapshot
-    packages = tags.get_manifest(setup.store, snapshot.packages, "packages").bytes if snapshot.packages else 0
+    packages = (
+        documents.decode_manifest(tags.get_manifest(setup.store, snapshot.packages), "packages").bytes
+        if snapshot.packages
+        else 0
+    )
     whole = packages + sum(
-        tags.get_manifest(setup.store, digest, "shared").bytes for _, digest in snapshot.shared
+        documents.decode_manifest(tags.get_manifest(setup.store, digest), "shared").bytes
+        for _, digest in snapshot.shared
     )
     # pip has its downloads on the disk beside what it installs.
     installed = 2 * packages if install else 0

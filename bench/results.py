@@ -1,0 +1,165 @@
+"""What was measured, and the table of it: medians, and ratios to packhorse within each round with their spread."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from measure import Cost
+
+COLUMNS = [
+    "contender", "seconds", "x packhorse", "CPU s", "server CPU s", "largest process, MB", "together, MB", "MB moved",
+    "requests",
+]  # fmt: skip
+
+
+Rounds = dict[int, Cost]
+"""What one contender's runs of a task cost, by the number of the round."""
+
+
+class Results:
+    """The costs of each task, by contender, one for each measured round."""
+
+    def __init__(self) -> None:
+        self.round = 0
+        self.costs: dict[str, dict[str, Rounds]] = {}
+        self.commands: dict[str, dict[str, str]] = {}
+        self.failures: dict[str, dict[str, list[str]]] = {}
+        """What contenders said that did not get through a line with faults."""
+        self.missing: dict[str, dict[str, str]] = {}
+        self.notes: list[str] = []
+
+    def add(self, task: str, contender: str, command: str, cost: Cost | None) -> None:
+        """Write down what a run of the present round cost; None for one that is not measured."""
+        self.commands.setdefault(task, {})[contender] = command
+        costs = self.costs.setdefault(task, {}).setdefault(contender, {})
+        if cost is not None:
+            costs[self.round] = cost
+
+    def fail(self, task: str, contender: str, command: str, said: str) -> None:
+        """Write down that a contender did not get through a line with faults."""
+        self.add(task, contender, command, None)
+        self.failures.setdefault(task, {}).setdefault(contender, []).append(said)
+
+    def lacks(self, task: str, contender: str, how: str) -> None:
+        """Write down that a contender is not there."""
+        self.missing.setdefault(task, {})[contender] = how
+
+    def note(self, text: str) -> None:
+        """Write a sentence below the tables, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def median(self, task: str, contender: str, figure: Callable[[Cost], float | None]) -> float | None:
+        """The median of a figure over the rounds; None where it is not known."""
+        costs = self.costs.get(task, {}).get(contender, {})
+        values = [value for cost in costs.values() if (value := figure(cost)) is not None]
+        return statistics.median(values) if values else None
+
+    def markdown(self, line: str = "") -> str:
+        """All tasks, one table each. `line` is the contender that shows what the line can carry."""
+        columns = [*COLUMNS, *(["of the line, %"] if line else [])]
+        parts = []
+        for task in dict.fromkeys((*self.costs, *self.missing)):
+            if not any(self.costs.get(task, {}).values()) and task not in {**self.missing, **self.failures}:
+                continue  # not measured
+            parts += [
+                f"**{task}**",
+                "",
+                f"| {' | '.join(columns)} |",
+                f"| --- |{' ---: |' * (len(columns) - 1)}",
+            ]
+            contenders = self.costs.get(task, {})
+            reference = next((name for name in contenders if name.startswith("packhorse")), "")
+            for name, costs in contenders.items():
+                cells = _cells(costs, contenders[reference] if name != reference and reference else {})
+                if line:
+                    cells.append(_spread(_shares(costs, contenders.get(line, {})), ".0f"))
+                if failures := self.failures.get(task, {}).get(name):
+                    cells[0] += f" ({len(failures)} of {len(failures) + len(costs)} failed)"
+                if costs or failures:
+                    parts.append(f"| {name} | {' | '.join(cells)} |")
+            for name, how in self.missing.get(task, {}).items():
+                parts.append(f"| {name} | missing: `{how}` |{' |' * (len(columns) - 2)}")
+            parts.append("")
+        parts += [f"- {note}" for note in self.notes]
+        return "\n".join(parts)
+
+    def document(self) -> dict[str, Any]:
+        """Everything, for `--json`: sizes in bytes, times in seconds."""
+        return {
+            "tasks": {
+                task: {
+                    name: {
+                        "command": self.commands[task][name],
+                        "rounds": [{"round": number, **_figures(cost)} for number, cost in costs.items()],
+                    }
+                    for name, costs in contenders.items()
+                }
+                for task, contenders in self.costs.items()
+            },
+            "failures": self.failures,
+            "missing": self.missing,
+            "notes": self.notes,
+        }
+
+
+def _figures(cost: Cost) -> dict[str, Any]:
+    figures = asdict(cost)
+    del figures["output"]
+    return figures
+
+
+def _cells(rounds: Rounds, reference: Rounds) -> list[str]:
+    costs = list(rounds.values())
+    seconds = [cost.seconds for cost in costs]
+    return [
+        _spread(seconds, ".1f" if min(seconds, default=0) >= 10 else ".2f"),
+        _spread([cost.seconds / reference[number].seconds for number, cost in rounds.items() if number in reference], ".2f"),
+        _middle([cost.cpu for cost in costs], ".1f"),
+        _middle([cost.server_cpu for cost in costs], ".1f"),
+        _middle([_scaled(cost.peak_memory) for cost in costs], ",.0f"),
+        _middle([_scaled(cost.together) for cost in costs], ",.0f"),
+        _middle([_scaled(cost.moved) for cost in costs], ",.1f"),
+        _middle([cost.requests for cost in costs], ",.0f"),
+    ]  # fmt: skip
+
+
+def _shares(rounds: Rounds, line: Rounds) -> list[float]:
+    """Percent of the bytes a second that the line carried in the same round."""
+    return [
+        100 * (cost.moved / cost.seconds) / (plain.moved / plain.seconds)
+        for number, cost in rounds.items()
+        if (plain := line.get(number)) and cost.moved and plain.moved
+    ]
+
+
+def _scaled(size: int | None) -> float | None:
+    return None if size is None else size / 1e6
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    if not values:
+        return ""
+    middle = format(statistics.median(values), form)
+    return middle if len(values) == 1 else f"{middle} ({min(values):{form}}..{max(values):{form}})"
+
+
+def _middle(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return format(statistics.median(known), form) if known else ""
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    return {
+        "cores": psutil.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.install.index import Index, Status
+
+from packhorse.config import Network
+from packhorse.errors import PackhorseError
+from packhorse.install.links import Fetcher, Link
+from packhorse.install.network import Attempts, NetworkError
+
+NAME = "foo-1.0+cu12torch2.6-py3-none-any.whl"
+
+
+class Site:
+    """Pages by path, each with the headers of its answer; what was asked for, with its Authorization."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.pages: dict[str, tuple[str, dict[str, str]]] = {}
+        self.asked: list[tuple[str, str]] = []
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            made.asked.append((self.path, self.headers.get("Authorization", "")))
+            body, headers = made.pages.get(self.path, ("", {}))
+            self.send_response(302 if "Location" in headers else 200 if self.path in made.pages else 404)
+            for header in headers.items():
+                self.send_header(*header)
+            self.send_header("Content-Length", str(len(body.encode())))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made = Site(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+def _fetcher(notes: list[str], environ: dict[str, str] | None = None, **network: float) -> Fetcher:
+    settings = Network(**network)  # type: ignore[arg-type]
+    return Fetcher(environ or {"HOME": "/nowhere"}, Attempts(settings, notes.append, lambda seconds: None))
+
+
+# --- pages and directories ---
+
+
+def test_links_of_a_page_are_made_absolute_and_keep_their_hash(site: Site, notes: list[str]) -> None:
+    site.pages["/wheels/"] = (
+        f"<a href='{NAME}#sha256=abc'>one</a> <A HREF=\"../other/{NAME.replace('+', '%2B')}\"> two </A>"
+        "<a href='notes.txt'>no</a> <a>none</a> <a href='ftp://host/foo-1.0-py3-none-any.whl'>no</a>",
+        {},
+    )
+
+    assert _fetcher(notes).offered(f"{site.url}/wheels/") == [
+        Link(NAME, f"{site.url}/wheels/{NAME}#sha256=abc"),
+        Link(NAME, f"{site.url}/other/{NAME.replace('+', '%2B')}"),
+    ]
+
+
+def test_a_base_and_a_redirection_count(site: Site, notes: list[str]) -> None:
+    site.pages["/old"] = ("", {"Location": "/new/page.html"})
+    site.pages["/new/page.html"] = (f"<base href='files/'><a href='{NAME}'>x</a>", {})
+
+    assert _fetcher(notes).offered(f"{site.url}/old") == [Link(NAME, f"{site.url}/new/files/{NAME}")]
+
+
+def test_a_directory_offers_its_wheels(tmp_path: Path, notes: list[str]) -> None:
+    for name in (NAME, "notes.txt"):
+        (tmp_path / name).touch()
+
+    assert _fetcher(notes).offered(str(tmp_path)) == [Link(NAME, (tmp_path / NAME).as_uri())]
+
+
+def test_a_directory_that_is_gone_is_an_error(tmp_path: Path, notes: list[str]) -> None:
+    with pytest.raises(PackhorseError, match=r"gone, named in find-links, cannot be read: No such file"):
+        _fetcher(notes).offered(str(tmp_path / "gone"))
+
+
+# --- releases of GitHub ---
+
+
+def _release(*names: str, digest: str | None = None) -> dict[str, object]:
+    return {
+        "tag_name": "v1",
+        "assets": [
+            {"name": name, "browser_download_url": f"https://host/{name}", "digest": digest, "size": 1}
+            for name in names
+        ],
+    }
+
+
+def test_all_pages_of_the_releases_of_a_repository_are_read(site: Site, notes: list[str]) -> None:
+    first = "/repos/some/thing/releases?per_page=50"
+    following = {"Link": f'<{site.url}/second>; rel="next", <{site.url}/second>; rel="last"'}
+    site.pages[first] = (json.dumps([_release("a-1-py3-none-any.whl", "a-1.tar.gz")]), following)
+    site.pages["/second"] = (json.dumps([_release("a-2-py3-none-any.whl", digest="sha256:abc")]), {})
+    fetcher = _fetcher(notes, {"GITHUB_API_URL": site.url, "HOME": "/nowhere"})
+
+    assert fetcher.offered("https://github.com/some/thing/releases") == [
+        Link("a-1-py3-none-any.whl", "https://host/a-1-py3-none-any.whl"),
+        Link("a-2-py3-none-any.whl", "https://host/a-2-py3-none-any.whl#sha256=abc"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tag", "expanded_assets"])
+def test_one_release_is_enough(site: Site, notes: list[str], kind: str) -> None:
+    site.pages["/repos/some/thing/releases/tags/v1.0"] = (json.dumps(_release("a-1-py3-none-any.whl")), {})
+    environ = {"GITHUB_API_URL": site.url, "GITHUB_TOKEN": "secret", "HOME": "/nowhere"}
+
+    found = _fetcher(notes, environ).offered(f"https://github.com/some/thing/releases/{kind}/v1.0")
+
+    assert [link.file for link in found] == ["a-1-py3-none-any.whl"]
+    assert site.asked == [("/repos/some/thing/releases/tags/v1.0", "Bearer secret")]
+
+
+def test_an_answer_that_is_not_githubs_is_an_error(site: Site, notes: list[str]) -> None:
+    site.pages["/repos/some/thing/releases?per_page=50"] = ("<html>", {})
+    with pytest.raises(PackhorseError, match="does not answer as GitHub does"):
+        _fetcher(notes, {"GITHUB_API_URL": site.url}).offered("https://github.com/some/thing/releases")
+
+
+# --- credentials and failures ---
+
+
+def test_credentials_come_from_netrc_and_stay_with_their_host(
+    site: Site, index: Index, tmp_path: Path, notes: list[str]
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password pass\n")
+    index.credentials = "me:pass"
+    index.add("foo", "1.0")
+    site.pages["/away"] = ("", {"Location": f"http://localhost:{site.url.rpartition(':')[2]}/page"})
+    site.pages["/page"] = ("", {})
+    fetcher = _fetcher(notes, {"HOME": str(tmp_path)})
+
+    assert [link.file for link in fetcher.offered(f"{index.url}foo/")] == ["foo-1.0-py3-none-any.whl"]
+    fetcher.offered(f"{site.url}/away")
+
+    assert [bool(credentials) for _, credentials in site.asked] == [True, False]
+
+
+@pytest.mark.parametrize("fault", [Status(503), Status(429)])
+def test_what_may_pass_is_tried_again(index: Index, notes: list[str], fault: Status) -> None:
+    index.add("foo", "1.0")
+    index.fail("foo/", fault, fault)
+
+    assert len(_fetcher(notes, attempts=3).offered(f"{index.url}foo/")) == 1
+    assert len(index.requests) == 3
+    assert f"foo/: the server answered {fault.code}; attempt 3 of 3" in notes[1]
+
+
+def test_attempts_end(index: Index, notes: list[str]) -> None:
+    index.fail("foo/", Status(500), Status(500), Status(500))
+    with pytest.raises(
+        NetworkError, match=r"The list of wheels at http\S+foo/ could not be read: the server answered 500"
+    ):
+        _fetcher(notes, attempts=2).offered(f"{index.url}foo/")
+    assert len(index.requests) == 2
+
+
+def test_a_page_that_does_not_come_is_given_up(notes: list[str]) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(NetworkError, match="no answer in time"):
+            _fetcher(notes, attempts=1, timeout_small=0.2).offered(f"http://127.0.0.1:{port}/")
+    with pytest.raises(NetworkError, match="the connection broke"):
+        _fetcher(notes, attempts=1).offered(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(404, "Correct find-links"), (401, "~/.netrc")])
+def test_what_does_not_pass_is_told_at_once(index: Index, notes: list[str], code: int, remedy: str) -> None:
+    index.fail("?token=secret", Status(code))
+    with pytest.raises(PackhorseError, match=f"the server answered {code}") as caught:
+        _fetcher(notes).offered(f"http://{index.host}/foo/?token=secret")
+    assert remedy in caught.value.remedy
+    assert "secret" not in str(caught.value)
+    assert len(index.requests) == 1
+
+
+def test_certificates_that_pip_was_given_must_be_there(tmp_path: Path, notes: list[str]) -> None:
+    environ = {"PIP_CERT": str(tmp_path / "gone.pem"), "HOME": str(tmp_path)}
+    with pytest.raises(PackhorseError, match=r"The certificates in .*gone\.pem cannot be read"):
+        _fetcher(notes, environ).offered("https://127.0.0.1:9/")
