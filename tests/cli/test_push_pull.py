@@ -47,6 +47,20 @@ def _secretless(text: str, *secrets: str) -> None:
     assert not any(secret in text for secret in secrets)
 
 
+def test_the_best_level_stores_less_and_a_level_that_is_none_is_refused(
+    packhorse: Packhorse, filled: Path, tmp_path: Path
+) -> None:
+    text = "\n".join(f"def function_{n}(a, b={n * n}): return a + {n % 97} * b" for n in range(60_000))
+    (filled / "packages/module.py").write_text(text)
+    sent = [
+        _json(packhorse, "push", "--level", level, "--store", tmp_path / level)["transferred_bytes"]
+        for level in ("1", "best")
+    ]
+    assert sent[1] < sent[0]
+    assert packhorse("push", "--level", "worst").returncode == 2
+    assert packhorse("push", "--level", "20").returncode == 2
+
+
 def test_both_tell_what_they_did(packhorse: Packhorse, filled: Path, tmp_path: Path) -> None:
     pushed = _json(packhorse, "push")
     assert pushed.keys() >= KEYS

@@ -9,9 +9,29 @@ import click
 from packhorse.cli import console, context
 
 
+class _Level(click.IntRange):
+    """A level of zstd, or the word for the one that takes longest."""
+
+    name = "level"
+
+    def __init__(self) -> None:
+        super().__init__(1, 19)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 19 if value == "best" else int(super().convert(value, param, ctx))  # type: ignore[arg-type]
+
+
 @click.command("push")
 @click.option(
-    "--level", type=click.IntRange(1, 19), default=3, show_default=True, help="Compression level of zstd."
+    "--level",
+    type=_Level(),
+    default=3,
+    show_default=True,
+    metavar="N|best",
+    help="Compression level of zstd, 1 to 19; `best` for what is pushed once and pulled often.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 64), help="Threads that read and compress; by default by processors."
 )
 @click.option(
     "--repair",
@@ -19,7 +39,7 @@ from packhorse.cli import console, context
     help="Send everything, also what the store seems to have: mends corrupt objects.",
 )
 @console.shared_options
-def command(level: int, repair: bool) -> None:
+def command(level: int, threads: int | None, repair: bool) -> None:
     """Save the packages, models and other persistent files of the root under the tag.
 
     What the store already has is not sent again.
@@ -41,6 +61,7 @@ def command(level: int, repair: bool) -> None:
             directories=PERSISTENT,
             exclude=setup.config.run.exclude,
             level=level,
+            threads=threads,
             repair=repair,
         )
     for path in result.unsaved:

@@ -88,8 +88,11 @@ class _Push:
         progress: Progress,
         warn: Callable[[str], None],
         *,
+        level: int,
+        threads: int | None,
         repair: bool,
     ) -> None:
+        self.level, self.threads = level, threads
         self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
         self.repair = repair
         self.started = time.monotonic()
@@ -108,7 +111,7 @@ class _Push:
         self.uploader = _Uploader(store)
         self.result = PushResult(snapshot="", tag=tag)
 
-    def packages(self, interpreter: Callable[[], Interpreter], level: int) -> list[_Part]:
+    def packages(self, interpreter: Callable[[], Interpreter]) -> list[_Part]:
         """The part for `packages/`, if the tag does not have it as it is here."""
         base = os.fsencode(self.root.packages)
         found = scan(base, skipped=self._tell)
@@ -138,7 +141,8 @@ class _Push:
             existing=self.existing.frames(),
             before=before,
             progress=self.progress,
-            level=level,
+            level=self.level,
+            threads=self.threads,
             taken=self.taken,
         )
         if written.changed:
@@ -167,7 +171,7 @@ class _Push:
         return [part._replace(before=state.manifest)]
 
     def shared(
-        self, directories: Sequence[str], exclude: Sequence[str], level: int, deadline: float | None
+        self, directories: Sequence[str], exclude: Sequence[str], deadline: float | None
     ) -> list[_Part]:
         """The part for what was added to or changed in the shared `directories`."""
         base = os.fsencode(self.root.path)
@@ -200,7 +204,8 @@ class _Push:
             index_prefix=b"",
             existing=self.existing.frames(),
             progress=self.progress,
-            level=level,
+            level=self.level,
+            threads=self.threads,
             taken=self.taken,
             deadline=deadline,
         )
@@ -320,6 +325,7 @@ def push(
     directories: Sequence[str] = PERSISTENT,
     exclude: Sequence[str] = (),
     level: int = frames.DEFAULT_LEVEL,
+    threads: int | None = None,
     deadline: float | None = None,
     repair: bool = False,
 ) -> PushResult:
@@ -327,7 +333,7 @@ def push(
     have: under the same names, so that corrupt or lost objects are there again.
 
     `interpreter` tells what made packages that no install recorded; `exclude` are patterns of shared files that
-    are never saved. At `deadline` (time.monotonic) what is completely stored is tagged and the rest named in
+    are never saved; `level` and `threads` are those of `write`. At `deadline` (time.monotonic) what is completely stored is tagged and the rest named in
     the result. Raises StorageError, and PackhorseError where `packages/` changes meanwhile or is only partly
     restored.
     """
@@ -338,15 +344,13 @@ def push(
             raise PackhorseError(
                 f"The last pull into {root.path} was not finished.", "Run `packhorse pull` first."
             )
-        run = _Push(root, store, tag, progress, warn, repair=repair)
+        run = _Push(root, store, tag, progress, warn, level=level, threads=threads, repair=repair)
         parts: list[_Part] = []
         try:
             if "packages" in directories:
-                parts += run.packages(interpreter, level)
+                parts += run.packages(interpreter)
             if any(name in directories for name in SHARED):
-                parts += run.shared(
-                    [name for name in SHARED if name in directories], exclude, level, deadline
-                )
+                parts += run.shared([name for name in SHARED if name in directories], exclude, deadline)
             run.uploader.finish()
         except BaseException:
             run.uploader.abandon()
