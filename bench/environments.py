@@ -47,7 +47,7 @@ REAL = Environment(
 )
 SMALL = Environment(
     "small",
-    ["numpy", "pygments", "setuptools", "networkx"],
+    ["numpy", "pygments", "setuptools"],
     second=["numpy", "jinja2"],
     worker=["pygments", "setuptools"],
     workers=4,

@@ -335,7 +335,7 @@ class Bench:
 
     # --- many workers ---
 
-    def workers(self, rounds: int) -> None:
+    def workers(self, rounds: int, unmeasured: int) -> None:
         """One worker pulls a smaller environment, then many at once, each into a directory of its own."""
         place, scratch = Place(self.server, self.server.new_bucket()), self.new_directory("scratch")
         root = self.new_root(self.prepared.worker_tree)
@@ -344,7 +344,7 @@ class Bench:
         _, size = environments.size_of(root / "packages")
         used = disks.bytes_of(root)
         rates: dict[int, list[float]] = {}
-        for number in range(rounds + 1):
+        for number in range(rounds + unmeasured):
             for count in (1, self.prepared.environment.workers):
                 with self.space.fresh(count * used * 2 + (1 << 30)) as disk:
                     self.warm(place)
@@ -365,10 +365,12 @@ class Bench:
                 name = f"packhorse pull, {count} at once" if count > 1 else "packhorse pull, one worker"
                 print(f"many workers: {name}: {cost.seconds:.2f} s", file=sys.stderr)
                 self.results.round = number
-                self.results.add("many workers", name, measure.shown(pulls[:1]), cost if number else None)
+                self.results.add(
+                    "many workers", name, measure.shown(pulls[:1]), cost if number >= unmeasured else None
+                )
                 rates.setdefault(count, []).append(count * size / cost.seconds / 1e6)
         told = ", ".join(
-            f"{statistics.median(found[1:]):,.0f} MB/s for {count}" for count, found in rates.items()
+            f"{statistics.median(found[unmeasured:]):,.0f} MB/s for {count}" for count, found in rates.items()
         )
         self.results.note(f"Many workers: {size / 1e6:,.0f} MB each; restored in total: {told}.")
 
@@ -506,7 +508,7 @@ def _measure(
                 f"zstd -3 makes {change.compressed / 1e6:.2f} MB of them."
             )
         if "workers" in arguments.groups:
-            bench.workers(rounds)
+            bench.workers(rounds, unmeasured)
 
 
 def _arguments() -> argparse.Namespace:

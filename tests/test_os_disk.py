@@ -91,3 +91,16 @@ def test_packhorse_installs_the_same_and_leaves_the_os_disk_alone(
         check=False,
     )
     assert imported.returncode == 0, imported.stderr
+
+
+def test_doctor_tells_a_full_os_disk_and_a_root_on_a_disk_of_its_own(
+    on_small_os_disk: Runner, big_disk: Path
+) -> None:
+    fill = f"head -c {OS_DISK * 98 // 100} /dev/zero > /var/tmp/zeros"
+    doctor = [sys.executable, "-m", "packhorse", "doctor", "--json", "--root", str(big_disk / "root")]
+
+    done = on_small_os_disk(["sh", "-c", f'{fill}; exec "$@"', "sh", *doctor])
+
+    found = [each for each in json.loads(done.stdout)["findings"] if each["check"] == "disks"]
+    assert done.exit_code == 1
+    assert [each["what"].partition(" has ")[0] for each in found] == ["The disk of the OS"]

@@ -160,6 +160,17 @@ def own(inherited: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": os.pathsep.join(kept)}
 
 
+def outside(root: Root, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the table that `environ` has, but with a place outside of `root`."""
+    rows = (*TABLE, *_EPHEMERAL_CACHES)
+    present = {row.variable: environ[row.variable] for row in rows if environ.get(row.variable)}
+    return {
+        name: value
+        for name, value in present.items()
+        if not Path(os.path.abspath(value)).is_relative_to(root.path)
+    }
+
+
 def reasons(*, keep_downloads: bool = False) -> dict[str, str]:
     """Why each variable is changed."""
     caches = _KEPT_CACHES if keep_downloads else _EPHEMERAL_CACHES

@@ -16,6 +16,7 @@ from tests.conftest import Packhorse
 from packhorse import errors
 from packhorse.cli import COMMANDS
 from packhorse.cli import packhorse as group
+from packhorse.doctor import Diagnosis
 from packhorse.install.environment import InstallResult
 from packhorse.transfer.compare import Verification
 from packhorse.transfer.diff import Difference
@@ -94,6 +95,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         ("verify", Verification),
         ("prune", PruneResult),
         ("bench", BenchResult),
+        ("doctor", Diagnosis),
     ],
 )
 def test_the_json_keys_are_those_of_the_result(name: str, result: type[msgspec.Struct]) -> None:

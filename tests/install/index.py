@@ -46,7 +46,9 @@ def wheel(
             raw = text.encode() if isinstance(text, str) else text
             digest = base64.urlsafe_b64encode(hashlib.sha256(raw).digest()).rstrip(b"=").decode()
             rows.writerow([member, f"sha256={digest}", len(raw)])
-            archive.writestr(member, raw)
+            entry = zipfile.ZipInfo(member)
+            entry.external_attr = (0o100755 if ".data/scripts/" in member else 0o100644) << 16
+            archive.writestr(entry, raw)
         rows.writerow([f"{info}/RECORD", "", ""])
         archive.writestr(f"{info}/RECORD", record.getvalue())
     return path
@@ -57,6 +59,7 @@ class Status:
     """Answer with an error."""
 
     code: int
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,13 @@ class Index:
     credentials: str = ""
     """user:password that every request must bring, if set."""
     requests: list[str] = field(default_factory=list)
-    """The last part of the path of every request."""
+    """The last part of the path of every request but those for metadata (PEP 658) and for parts of files."""
+    parts: list[str] = field(default_factory=list)
+    """The files of which the end or a part from the middle was asked for: such requests never fail."""
+    metadata: bool = True
+    """Whether the metadata of wheels can be had without them."""
+    ranges: bool = True
+    """Whether parts of files can be had."""
     closing: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -134,61 +143,95 @@ def serve(directory: Path) -> Iterator[Index]:
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         index: Index = self.server.index  # type: ignore[attr-defined]
-        *_, last = [part for part in unquote(self.path).split("/") if part]
+        *_, last = [part for part in unquote(self.path.partition("?")[0]).split("/") if part]
         file = last + ("/" if self.path.endswith("/") else "")
-        index.requests.append(file)
         expected = "Basic " + base64.b64encode(index.credentials.encode()).decode()
         if index.credentials and self.headers["Authorization"] != expected:
             self._answer(401, b"")
             return
-        fault = index.faults[file].pop(0) if index.faults.get(file) else None
+        if file.endswith(".metadata") and index.metadata:
+            self._answer(200, _metadata(index.directory / file.removesuffix(".metadata")))
+            return
+        part = self.headers["Range"] is not None and not self.headers["Range"].endswith("-")
+        if self.command == "GET":
+            (index.parts if part else index.requests).append(file)
+        faulty = self.command == "GET" and not part and index.faults.get(file)
+        fault = index.faults[file].pop(0) if faulty else None
         if isinstance(fault, Status):
-            self._answer(fault.code, b"")
+            self._answer(fault.code, b"", headers=fault.headers)
         elif file.endswith("/"):
             links = [
                 self._link(path) for path in sorted(index.directory.glob(f"{last.replace('-', '_')}-*.whl"))
             ]
             self._answer(200 if links else 404, "\n".join(links).encode(), kind="text/html")
         elif (path := index.directory / file).is_file():
-            self._file(path.read_bytes(), fault, index.closing)
+            self._file(path.read_bytes(), fault, index)
         else:
             self._answer(404, b"")
 
     def _link(self, path: Path) -> str:
         index: Index = self.server.index  # type: ignore[attr-defined]
         digest = index.hashes.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest()
-        return f'<a href="/files/{path.name}#sha256={digest}">{path.name}</a>'
+        core = hashlib.sha256(_metadata(path)).hexdigest()
+        metadata = f' data-core-metadata="sha256={core}"' if index.metadata else ""
+        return f'<a href="/files/{path.name}#sha256={digest}"{metadata}>{path.name}</a>'
 
-    def _answer(self, code: int, body: bytes, kind: str = "application/octet-stream") -> None:
+    def _answer(
+        self,
+        code: int,
+        body: bytes,
+        kind: str = "application/octet-stream",
+        headers: Mapping[str, str] = {},
+    ) -> None:
         self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            self.wfile.write(body)
 
-    def _file(self, content: bytes, fault: Cut | Stall | None, closing: threading.Event) -> None:
-        start = 0
-        if given := self.headers["Range"]:
-            start = int(given.removeprefix("bytes=").rstrip("-"))
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+    def _file(self, content: bytes, fault: Fault | None, index: Index) -> None:
+        start, end = 0, len(content)
+        given = self.headers["Range"] if index.ranges else None
+        if given:
+            first, _, last = given.removeprefix("bytes=").partition("-")
+            start = int(first) if first else max(len(content) - int(last), 0)
+            end = int(last) + 1 if first and last else end
+        self.send_response(206 if given else 200)
+        if given:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        if index.ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(end - start))
         self.send_header("Cache-Control", "max-age=31536000, immutable")
         self.end_headers()
+        if self.command != "GET":
+            return
+        content = content[start:end]
         with contextlib.suppress(ConnectionError):
-            if fault is not None:
-                self.wfile.write(content[start : start + fault.after])
-                start += fault.after
+            if isinstance(fault, (Cut, Stall)):
+                self.wfile.write(content[: fault.after])
+                content = content[fault.after :]
             if isinstance(fault, Cut):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
                 return
             if isinstance(fault, Stall):
-                closing.wait(fault.seconds)
-            self.wfile.write(content[start:])
+                index.closing.wait(fault.seconds)
+            self.wfile.write(content)
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+def _metadata(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return archive.read(name)

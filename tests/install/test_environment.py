@@ -331,7 +331,7 @@ def test_an_index_and_a_file_that_fail_twice_are_asked_three_times(
 
     installer(dependencies=["foo"])
 
-    assert index.requests == ["foo/", "foo/", "foo/", FOO, "foo/", FOO, "foo/", FOO]
+    assert index.requests == ["foo/", "foo/", "foo/", FOO, FOO, FOO]
     assert [int(wait) for wait in installer.waits] == [1, 2, 1, 2]
     assert any(
         note.startswith("foo/: the server answered 500; attempt 3 of 3 in 2.") for note in installer.notes
@@ -345,7 +345,7 @@ def test_the_attempts_come_to_an_end(index: Index, installer: Installer) -> None
     index.add("foo", "1.0")
     index.fail(FOO, *[Status(503)] * 100)
 
-    with pytest.raises(PackhorseError, match=rf"the server answered 503 \({FOO}\)"):
+    with pytest.raises(PackhorseError, match=rf"{FOO} could not be downloaded: the server answered 503"):
         installer(dependencies=["foo"], network=Network(attempts=4))
 
     assert index.requests.count(FOO) == 4
@@ -369,9 +369,10 @@ def test_a_wrong_hash_is_not_tried_again(index: Index, installer: Installer) -> 
     index.add("foo", "1.0")
     index.hashes[FOO] = "0" * 64
 
-    with pytest.raises(PackhorseError, match="DO NOT MATCH THE HASHES"):
+    with pytest.raises(PackhorseError, match="is not the file that was announced") as raised:
         installer(dependencies=["foo"])
 
+    assert raised.value.exit_code == 4
     assert index.requests.count(FOO) == 1
 
 
@@ -384,30 +385,20 @@ def test_a_download_that_breaks_goes_on_where_it_was(index: Index, installer: In
 
     assert (installer.root.packages / "foo.bin").read_bytes() == content
     assert index.requests.count(FOO) == 2
-    assert installer.waits == []
+    assert any("the connection broke at 1,000,000 of 2,0" in note for note in installer.notes)
 
 
-def test_a_download_that_keeps_breaking_is_attempted_again(index: Index, installer: Installer) -> None:
-    content = os.urandom(1_000_000)
-    index.add("foo", "1.0", {"foo.bin": content})
-    index.fail(FOO, *[Cut(after=10)] * 8)
-
-    installer(dependencies=["foo"])
-
-    assert (installer.root.packages / "foo.bin").read_bytes() == content
-    assert len(installer.waits) == 1
-
-
-def test_a_large_file_that_stalls_gets_the_long_timeout_and_its_own_count(
+def test_a_large_file_gets_the_long_timeout_and_its_own_count_from_the_first_attempt(
     index: Index, installer: Installer
 ) -> None:
+    """Its size is known before it is fetched."""
     index.add("foo", "1.0", {"foo.bin": os.urandom(1_000_000)})
-    index.fail(FOO, *[Stall(after=10, seconds=1.5)] * 100)
+    index.fail(FOO, Status(503), Stall(after=10, seconds=1.5))
 
     installer(
         dependencies=["foo"],
         network=Network(
-            attempts=1, timeout_small=0.2, timeout_large=30, large_size=500_000, large_attempts=2
+            attempts=1, timeout_small=1.0, timeout_large=30, large_size=500_000, large_attempts=2
         ),
     )
 
@@ -460,7 +451,7 @@ def test_credentials_of_a_requirement_reach_neither_log_nor_messages(
 ) -> None:
     path = index.add("foo", "1.0")
     index.credentials = "me:hunter2"
-    index.fail(path.name, Status(503), Status(404))
+    index.fail(path.name, Status(503), *[Status(404)] * 100)
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(f"foo @ http://me:hunter2@{index.host}/files/{path.name}?token=s3cr3t")
 
@@ -675,14 +666,43 @@ def test_a_disk_that_is_nearly_full_is_refused_before_anything_is_fetched(
 
 @pytest.mark.namespaces
 @pytest.mark.parametrize("size", [60_000_000, 100_000_000])
-def test_a_disk_that_fills_up_is_named_however_pip_words_it(
+def test_a_disk_that_fills_up_is_named(
     index: Index, installer: Installer, packhorse: Packhorse, project: Path, size: int
 ) -> None:
-    """One file fits once but not twice, the other not at all."""
+    """One file fits once but not twice, the other not at all; the server tells no sizes before."""
+    index.ranges = index.metadata = False
     index.add("foo", "1.0", {"foo.bin": bytes(size)})
 
     failed = _on_a_small_disk("80m", packhorse, installer, project)
 
     assert failed.returncode == 5, failed.stderr
-    assert "was full while pip worked" in failed.stderr
+    assert "was full while" in failed.stderr or "but what is to be installed" in failed.stderr
     assert "attempt 2" not in failed.stderr
+
+
+@pytest.mark.namespaces
+def test_what_will_not_fit_is_told_before_a_wheel_is_fetched(
+    index: Index, installer: Installer, packhorse: Packhorse, project: Path
+) -> None:
+    index.add("foo", "1.0", {"foo.py": "", "foo.bin": bytes(60_000_000), "foo.a": bytes(5_000_000)})
+
+    failed = _on_a_small_disk("80m", packhorse, installer, project)
+
+    assert failed.returncode == 5, failed.stderr
+    assert "takes 65 MB and its largest wheel (foo-1.0-py3-none-any.whl) 65 MB besides" in failed.stderr
+    assert 'profile = "slim" makes it about 5 MB smaller' in failed.stderr
+    assert index.requests == ["foo/"]
+
+
+@pytest.mark.namespaces
+def test_a_disk_with_room_for_the_files_and_one_wheel_is_enough(
+    index: Index, installer: Installer, packhorse: Packhorse, project: Path
+) -> None:
+    """Three wheels of 20 MB that nothing makes smaller, on a disk of 84 MB; all wheels and files take 120 MB."""
+    index.add("foo", "1.0", {"foo.py": "", "foo.bin": os.urandom(20_000_000)}, requires=["bar", "baz"])
+    index.add("bar", "1.0", {"bar.bin": os.urandom(20_000_000)})
+    index.add("baz", "1.0", {"baz.bin": os.urandom(20_000_000)})
+
+    done = _on_a_small_disk("84m", packhorse, installer, project)
+
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +32,12 @@ class Site:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
+    with _serve() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _serve(certificate: Path | None = None) -> Iterator[Site]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             made.asked.append((self.path, self.headers.get("Authorization", "")))
@@ -43,13 +53,19 @@ def site() -> Iterator[Site]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Site(f"http://127.0.0.1:{server.server_port}")
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    made = Site(f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield made
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -59,7 +75,8 @@ def notes() -> list[str]:
 
 def _fetcher(notes: list[str], environ: dict[str, str] | None = None, **network: float) -> Fetcher:
     settings = Network(**network)  # type: ignore[arg-type]
-    return Fetcher(environ or {"HOME": "/nowhere"}, Attempts(settings, notes.append, lambda seconds: None))
+    attempts = Attempts(settings, notes.append, lambda seconds: None)
+    return Fetcher(environ or {"HOME": "/nowhere"}, attempts, lambda: [sys.executable, "-m", "pip"])
 
 
 # --- pages and directories ---
@@ -197,6 +214,49 @@ def test_what_does_not_pass_is_told_at_once(index: Index, notes: list[str], code
     assert remedy in caught.value.remedy
     assert "secret" not in str(caught.value)
     assert len(index.requests) == 1
+
+
+def test_certificates_are_those_that_pip_was_given(tmp_path: Path, notes: list[str]) -> None:
+    own = tmp_path / "own.pem"
+    options = [
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    subprocess.run(
+        ["openssl", "req", "-x509", *options, "-keyout", own, "-out", tmp_path / "certificate.pem"],
+        check=True,
+        capture_output=True,
+    )
+    certificate = tmp_path / "certificate.pem"
+    own.write_bytes(own.read_bytes() + certificate.read_bytes())
+    (tmp_path / "pip.conf").write_text(f"[global]\ncert = {certificate}\n")
+    home = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
+    with _serve(own) as site:
+        site.pages["/"] = (f"<a href='{NAME}'>x</a>", {})
+        for environ in (
+            {**home, "PIP_CERT": str(certificate)},
+            {**home, "REQUESTS_CA_BUNDLE": str(certificate)},
+            {**home, "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")},
+        ):
+            assert [link.file for link in _fetcher(notes, environ).offered(f"{site.url}/")] == [NAME]
+        with pytest.raises(PackhorseError, match="its certificate is not trusted") as caught:
+            _fetcher(notes, home).offered(f"{site.url}/")
+    assert "PIP_CERT" in caught.value.remedy
+
+
+def test_the_proxy_is_the_one_that_pip_was_given(site: Site, tmp_path: Path, notes: list[str]) -> None:
+    site.pages["http://wheels.invalid/page"] = (f"<a href='{NAME}'>x</a>", {})
+    (tmp_path / "pip.conf").write_text(f"[global]\nproxy = {site.url}\n")
+    for environ in ({"PIP_PROXY": site.url}, {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}):
+        fetcher = _fetcher(notes, {"HOME": str(tmp_path), **environ})
+        assert fetcher.offered("http://wheels.invalid/page") == [Link(NAME, f"http://wheels.invalid/{NAME}")]
 
 
 def test_certificates_that_pip_was_given_must_be_there(tmp_path: Path, notes: list[str]) -> None:

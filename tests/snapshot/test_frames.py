@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from packhorse.errors import IntegrityError
 from packhorse.snapshot import frames
-from packhorse.snapshot.frames import LARGE_FILE, PIECE, RAW, ZSTD, Span, zstd
+from packhorse.snapshot.frames import LARGE_FILE, PIECE, RAW, ZSTD, Cut, Span, zstd
 
 paths = st.lists(
     st.binary(min_size=1, max_size=12).filter(lambda name: b"/" not in name and b"\0" not in name),
@@ -32,14 +32,14 @@ def _groups(files: list[tuple[bytes, int]]) -> list[tuple[tuple[bytes, int, int]
     """The frames as (path, offset, length), so that those of two lists of files can be compared."""
     return [
         tuple((files[span.file][0], span.offset, span.length) for span in spans)
-        for spans in frames.cut(files)
+        for spans, _ in frames.cut(files)
     ]
 
 
 @given(trees)
 def test_every_byte_of_every_file_lies_in_exactly_one_frame(files: list[tuple[bytes, int]]) -> None:
     covered: dict[int, int] = {}
-    for spans in frames.cut(files):
+    for spans, _ in frames.cut(files):
         for span in spans:
             assert span.offset == covered.get(span.file, 0)
             covered[span.file] = span.offset + span.length
@@ -50,7 +50,7 @@ def test_every_byte_of_every_file_lies_in_exactly_one_frame(files: list[tuple[by
 def test_no_frame_is_larger_than_a_reader_accepts_and_large_files_have_their_own(
     files: list[tuple[bytes, int]],
 ) -> None:
-    for spans in frames.cut(files):
+    for spans, _ in frames.cut(files):
         total = sum(span.length for span in spans)
         large = [span for span in spans if files[span.file][1] >= LARGE_FILE]
         assert 0 < total <= (PIECE if large else frames.GROUP_MOST)
@@ -59,15 +59,15 @@ def test_no_frame_is_larger_than_a_reader_accepts_and_large_files_have_their_own
 
 def test_a_large_file_is_cut_into_pieces_of_eight_mebibytes() -> None:
     assert list(frames.cut([(b"model", 2 * PIECE + 5)])) == [
-        [Span(0, 0, PIECE)],
-        [Span(0, PIECE, PIECE)],
-        [Span(0, 2 * PIECE, 5)],
+        Cut([Span(0, 0, PIECE)]),
+        Cut([Span(0, PIECE, PIECE)]),
+        Cut([Span(0, 2 * PIECE, 5)]),
     ]
 
 
 def test_small_files_of_two_distributions_share_no_frame_once_it_is_full_enough() -> None:
     files = [(b"a/%d" % number, 300_000) for number in range(4)] + [(b"b/0", 10)]
-    assert [len(spans) for spans in frames.cut(files)] == [4, 1]
+    assert [len(spans) for spans, _ in frames.cut(files)] == [4, 1]
 
 
 @given(seed=st.integers(0, 10_000), at=st.floats(0, 1), size=st.integers(1, 60_000))

@@ -85,7 +85,9 @@ RULES = [
     ("sm_103f sm_100", 103, "sm_103f"),
     ("sm_120f sm_121", 121, "sm_121"),
     ("sm_100 sm_100f sm_100a", 100, "sm_100 sm_100f sm_100a"),
+    ("sm_100 sm_103a", 103, "sm_100 sm_103a"),
     # whether a later GPU is of the family is not known
+    ("sm_80 sm_86f", 89, "sm_80 sm_86f"),
     ("sm_100f sm_103f", 107, "sm_100f sm_103f"),
     # PTX from its own capability on, unless there is an ordinary cubin for exactly this one
     ("sm_80 sm_90 compute_90", 90, "sm_90"),
@@ -189,6 +191,17 @@ def test_code_of_an_unknown_kind_is_needed_and_makes_no_other_code_cold(
     assert _labels(content, tmp_path / "lib.so") == {"sm_80": "80-89", "sm_90": "90-99"}
 
 
+def test_a_label_that_would_be_long_says_that_all_need_it(tmp_path: Path) -> None:
+    every_second = [code(f"sm_{number}", 8) for number in range(20, 600, 2)]
+    assert _labels(
+        library(Section(FATBIN, container(code("compute_20"), *every_second[:40]))), tmp_path / "a.so"
+    ) == {"compute_20": ",".join(str(number) for number in range(21, 99, 2)) + ",99-"}
+    assert (
+        _labels(library(Section(FATBIN, container(code("compute_20"), *every_second))), tmp_path / "b.so")
+        == {}
+    )
+
+
 # What is malformed
 
 GOOD = container(code("sm_70"))
@@ -234,6 +247,12 @@ FATBIN_SECTION = Section(FATBIN, GOOD)
 LIBRARY = library(TEXT, FATBIN_SECTION)
 
 
+def _moved_to_the_end(content: bytes, section: bytes) -> bytes:
+    """The library with its second section after everything else."""
+    table = struct.unpack_from("<Q", content, 40)[0]
+    return _patched(content, table + 2 * 64 + 24, struct.pack("<Q", len(content))) + section
+
+
 def _patched(content: bytes, offset: int, patch: bytes) -> bytes:
     return content[:offset] + patch + content[offset + len(patch) :]
 
@@ -263,6 +282,8 @@ def _patched(content: bytes, offset: int, patch: bytes) -> bytes:
         library(TEXT._replace(says=6000), FATBIN_SECTION),
         library(FATBIN_SECTION._replace(says=len(GOOD) + 17), Section(RELOCATABLE, GOOD)),
         library(FATBIN_SECTION._replace(name=b".nv_fatbin2"), TEXT),
+        library(TEXT, FATBIN_SECTION._replace(says=len(GOOD) - 8)),
+        _moved_to_the_end(LIBRARY, GOOD)[:-8],
     ],
     ids=[
         *(
@@ -284,11 +305,26 @@ def _patched(content: bytes, offset: int, patch: bytes) -> bytes:
             "no sections",
             "too many",
         ),
-        *("no names", "no bytes", "compressed", "too long", "overlapped", "overlapping", "another name"),
+        *(
+            "no names",
+            "no bytes",
+            "compressed",
+            "too long",
+            "overlapped",
+            "overlapping",
+            "another name",
+            "too short",
+        ),
+        "beyond the end",
     ],
 )
 def test_other_files_are_one_extent_that_all_need(content: bytes, tmp_path: Path) -> None:
     assert extents_of(content, tmp_path / "lib.so") == ([Extent(0, len(content), "")] if content else [])
+
+
+def test_a_section_may_lie_after_the_table_of_sections(tmp_path: Path) -> None:
+    content = _moved_to_the_end(LIBRARY, GOOD)
+    assert [extent.gpus for extent in extents_of(content, tmp_path / "lib.so")] == ["", "70-79"]
 
 
 def test_a_file_that_cannot_be_read_or_shrinks_is_needed(tmp_path: Path) -> None:
@@ -458,7 +494,7 @@ def test_frames_are_full_but_for_the_last_of_each_kind_and_in_the_order_of_the_f
 def test_a_file_without_gpu_code_is_cut_as_every_other_large_file(size: int) -> None:
     ours = [[tuple(run) for run in frame.runs] for frame in gpu.pieces([Extent(0, size, "")], PIECE)]
     assert ours == [
-        [(span.offset, span.length) for span in spans] for spans in frames.cut([(b"lib.so", size)])
+        [(span.offset, span.length) for span in spans] for spans, _ in frames.cut([(b"lib.so", size)])
     ]
 
 
@@ -557,13 +593,16 @@ NVML = """
 int nvmlInit_v2(void) { return INIT; }
 int nvmlShutdown(void) { return 0; }
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 3; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)(0x100000000UL + index); return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
+    *device = (void *)(0x100000000UL + index);
+    return LAST == 2 && index == 2 ? 15 : 0;
+}
 int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
     unsigned long index = (unsigned long)device - 0x100000000UL;
     if (index > 2) return 2;
     *major = index == 1 ? 12 : 8;
     *minor = index == 1 ? 0 : 9;
-    return LAST && index == 2 ? 15 : 0;
+    return LAST == 1 && index == 2 ? 15 : 0;
 }
 """
 CUDA = """
@@ -591,7 +630,9 @@ def test_the_gpus_of_a_machine_are_asked_of_nvml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "defines", [("INIT=9", "LAST=0"), ("INIT=0", "LAST=1")], ids=["no driver", "a lost GPU"]
+    "defines",
+    [("INIT=9", "LAST=0"), ("INIT=0", "LAST=1"), ("INIT=0", "LAST=2")],
+    ids=["no driver", "a lost GPU", "no handle"],
 )
 def test_where_nvml_has_no_answer_the_driver_is_asked(defines: tuple[str, ...], tmp_path: Path) -> None:
     nvml = _compiled(NVML, tmp_path / "libnvml.so", *defines)

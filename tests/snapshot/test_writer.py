@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from packhorse.snapshot.index import Index
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
 from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.scan import Found, look, scan
-from packhorse.snapshot.writer import Placed, Written, placement_of, write
+from packhorse.snapshot.writer import Before, Placed, Written, placement_of, write
 
 
 class Packs:
@@ -30,9 +30,9 @@ class Packs:
     def __init__(self) -> None:
         self.packs: dict[str, bytes] = {}
 
-    def __call__(self, name: str, content: memoryview) -> None:
+    def __call__(self, name: str, content: Sequence[frames.Bytes]) -> None:
         assert name not in self.packs
-        self.packs[name] = bytes(content)
+        self.packs[name] = b"".join(content)
 
     def frame(self, placed: Placed, frame: documents.Frame) -> bytes:
         stored = self.packs[placed.pack][placed.offset : placed.offset + placed.length]
@@ -41,7 +41,7 @@ class Packs:
 
 def _write(base: Path, packs: Packs, found: list[Found] | None = None, **options: object) -> Written:
     whole: dict[str, object] = {
-        "index": Index(base.with_name("index")), "index_prefix": b"", "existing": {}, "groups": {},
+        "index": Index(base.with_name("index")), "index_prefix": b"", "existing": {},
         "progress": Silent(), **options,
     }  # fmt: skip
     chosen = scan(os.fsencode(base)) if found is None else found
@@ -92,9 +92,9 @@ def test_any_tree_comes_back_as_it_was(
             os.symlink(target, whole)
     packs = Packs()
     written = _write(base, packs)
-    digest, stored = documents.encode(_manifest(written))
-    manifest = documents.decode_manifest(stored, digest, "packages")
-    _restore(Tree(other, manifest, digest), written, packs)
+    encoded = documents.encode(_manifest(written))
+    manifest = documents.decode_manifest(encoded, "packages")
+    _restore(Tree(other, manifest, encoded.digest), written, packs)
     assert listing(other) == listing(base)
 
 
@@ -141,7 +141,7 @@ def test_holes_are_neither_stored_nor_written(base: Path, tmp_path: Path) -> Non
     packs = Packs()
     written = _write(base, packs)
     assert written.stored_bytes < 10_000
-    digest, _ = documents.encode(_manifest(written))
+    digest = documents.encode(_manifest(written)).digest
     tree = Tree(tmp_path / "other", _manifest(written), digest)
     missing = _restore(tree, written, packs)
     assert [tree.manifest.frames[number].digest for number in missing].count(frames.ZEROS) == 0
@@ -208,8 +208,6 @@ def test_what_an_earlier_index_vouches_for_is_not_opened(base: Path) -> None:
     index = Index(base.with_name("index"))
     found = scan(os.fsencode(base))
     written = _write(base, Packs(), found, index=index)
-    from packhorse.snapshot.writer import groups_of
-
     contents = {item.path: index.digests(item.path, item.signature) for item in found}
     assert set(contents.values()) == {None}, "files written a moment ago are not trusted"
     for item in found:
@@ -218,7 +216,7 @@ def test_what_an_earlier_index_vouches_for_is_not_opened(base: Path) -> None:
     for item in found:  # whoever opens them now fails
         os.unlink(os.path.join(os.fsencode(base), item.path))
     again = _write(
-        base, Packs(), found, index=index, existing=written.placed, groups=groups_of(_manifest(written))
+        base, Packs(), found, index=index, existing=written.placed, before=Before.of(_manifest(written))
     )
     assert (again.changed, again.stored_bytes) == ([], 0)
     assert _manifest(again) == _manifest(written)
@@ -280,8 +278,8 @@ def test_a_placement_names_every_pack_once(base: Path) -> None:
     for number in range(3):
         (base / f"large{number}").write_bytes(os.urandom(9 << 20))
     written = _write(base, Packs())
-    digest, _ = documents.encode(_manifest(written))
+    digest = documents.encode(_manifest(written)).digest
     placement = placement_of(digest, written.frames, written.placed)
     assert len(placement.packs) == len(set(placement.packs)) > 1
     assert isinstance(written.entries[0], Directory)
-    documents.decode_placement(documents.encode(placement)[1], _manifest(written), digest)
+    documents.decode_placement(documents.encode_placement(placement), _manifest(written), digest)

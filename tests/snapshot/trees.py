@@ -55,10 +55,10 @@ def _with_frames(kind: Any, entries: list[Entry]) -> Manifest:
     files = [entry for entry in entries if isinstance(entry, File)]
     pieces: list[list[int]] = [[] for _ in files]
     cut: list[Frame] = []
-    for number, spans in enumerate(frames.cut([(file.path, file.size) for file in files])):
-        cut.append(Frame(number.to_bytes(32, "big"), sum(span.length for span in spans)))
+    for number, each in enumerate(frames.cut([(file.path, file.size) for file in files])):
+        cut.append(Frame(number.to_bytes(32, "big"), each.length))
         offset = 0
-        for span in spans:
+        for span in each.spans:
             pieces[span.file] += [number, offset, span.length]
             offset += span.length
     whole: dict[bytes, Entry] = {

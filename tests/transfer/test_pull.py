@@ -188,7 +188,7 @@ def test_a_placement_that_leads_elsewhere_is_refused(first: Worker, new_worker: 
     for file in _objects(first, "placements"):
         placement = documents.decode_any_placement(file.read_bytes())
         turned = msgspec.structs.replace(placement, places=placement.places[::-1])
-        file.write_bytes(documents.encode(turned)[1])
+        file.write_bytes(documents.encode_placement(turned))
     second = new_worker("second")
     with pytest.raises(IntegrityError):
         second.pull()

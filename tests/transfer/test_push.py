@@ -21,6 +21,7 @@ from tests.transfer.workers import Worker, persistent, settle
 from packhorse.config import Storage
 from packhorse.errors import PackhorseError
 from packhorse.progress import Silent
+from packhorse.snapshot import manifest as documents
 from packhorse.store import tags
 
 MB = 1_000_000
@@ -281,7 +282,8 @@ def test_a_push_killed_at_any_moment_leaves_the_tag_old_or_new(
         for name in ("packages", "models"):
             assert trees[1][name] in (trees[0][name], trees[2][name])
         for entry in tags.read_tag(first.store, "main"):
-            manifest = tags.get_manifest(first.store, entry.digest, entry.part)  # type: ignore[arg-type]
+            encoded = tags.get_manifest(first.store, entry.digest)
+            manifest = documents.decode_manifest(encoded, entry.part)  # type: ignore[arg-type]
             for place in tags.get_placement(first.store, manifest, entry.digest).packs:
                 assert first.store.modified(f"packs/{place}")
         for worker in (before, after):

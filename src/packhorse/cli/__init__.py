@@ -30,6 +30,7 @@ COMMANDS = {
     "exec": "Run a command in the environment of the root.",
     "env": "Print the environment table, for eval.",
     "status": "Show the root, the disks, the store and what it costs.",
+    "doctor": "Look for what is wrong with the root, and say what to do.",
     "snapshots": "List the snapshots of the store.",
     "diff": "Show what changed between two snapshots.",
     "verify": "Check the files of the root against their digests.",

@@ -10,27 +10,33 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import fingerprint, imports, slim, wheels
+from packhorse.install import access, apply, fingerprint, imports, requirements, scripts, slim, wheels
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.session import Session
+from packhorse.snapshot.index import Content, Index
+from packhorse.snapshot.scan import Signature, scan, signature_of
 from packhorse.watch import memory
 from packhorse.watch.disk import Watch, usage
 
 _LEAST_SPACE = 64 << 20
+_ONLY_PIP = re.compile(r"(^|\s)--(hash|require-hashes|config-settings|global-option|build-option)\b")
+"""What leaves the whole installation to pip: it fetches files to check their hashes, and builds with options."""
 _PATIENCE = 30.0
 """Seconds that a finished installation waits for short commands that still use the environment before it."""
 
@@ -94,7 +100,9 @@ def install(
         if not reinstall and _up_to_date(root, wanted):
             result = InstallResult(wanted, False, *_counted(root.packages), 0.0, usage(root.path).bytes)
         else:
-            result = _Installation(root, config, environ, interpreter, progress, note, sleep).run(wanted)
+            result = _Installation(root, config, environ, interpreter, progress, note, sleep, reinstall).run(
+                wanted
+            )
     result.seconds = round(time.monotonic() - started, 3)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     result.peak_rss_bytes = max(memory.peak(), children)
@@ -160,6 +168,11 @@ def _counted(packages: Path) -> tuple[int, int, int]:
     return (sum(1 for _ in wheels.distributions(packages)), *usage(packages))
 
 
+class _Known(NamedTuple):
+    signature: Signature
+    content: Content
+
+
 class _Installation:
     """One installation on its way; the root is held against other writers."""
 
@@ -172,7 +185,9 @@ class _Installation:
         progress: Progress,
         note: Callable[[str], None],
         sleep: Callable[[float], None],
+        reinstall: bool,
     ) -> None:
+        self.reinstall = reinstall
         self.root, self.config, self.environ = root, config, environ
         self.interpreter, self.progress, self.note, self.sleep = interpreter, progress, note, sleep
         # Not where a pull rebuilds packages/: it goes on with what it finds there.
@@ -193,8 +208,10 @@ class _Installation:
                 atomic.remove_tree(root.staging)
                 try:
                     os.makedirs(self.staging, mode=0o700)
+                    index, known = self._known()
                     brought = self._bring(own, log, watch, holding)
                     saved = self._slim(log)
+                    scripts.make_relocatable(self.staging, self.config.environment.python, root.path)
                     outcomes = _checked(
                         root,
                         self.config,
@@ -207,6 +224,7 @@ class _Installation:
                     )
                     counted = _counted(self.staging)
                     self._put_in_force(wanted)
+                    self._remember(index, known)
                 finally:
                     atomic.remove_tree(root.staging)
             root_bytes, peak, os_disk = watch.summary()
@@ -242,8 +260,60 @@ class _Installation:
             sleep=self.sleep,
         )
         if environment.requirements or environment.dependencies:
-            engine.install(environment.requirements, environment.dependencies, self.staging)
+            self._bring_resolved(engine)
         return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
+
+    def _bring_resolved(self, engine: Engine) -> None:
+        environment = self.config.environment
+        lines = list(requirements.lines(environment.requirements))
+        chosen = None
+        if not any(_ONLY_PIP.search(line.text) for line in lines):
+            chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
+        if chosen is None:
+            engine.install(environment.requirements, environment.dependencies, self.staging)
+            return
+        settings = access.pip_settings(engine.command.words, engine.pip_environ)
+        texts = [*(line.text for line in lines), *environment.dependencies]
+        applied = apply.apply(
+            chosen,
+            engine,
+            access.access(settings, texts, engine.pip_environ),
+            requirements.sources(lines),
+            base=self._base(),
+            mark=slim.mark(environment.slim_keep, environment.slim_remove)
+            if environment.profile == "slim"
+            else "",
+            staging=self.staging,
+            scratch=self.root.staging / "scratch",
+        )
+        if applied.linked:
+            self.note(f"{applied.linked} of {len(chosen)} distributions are unchanged and were linked")
+
+    def _known(self) -> tuple[Index, dict[bytes, _Known]]:
+        """What the index knows of the packages in force, before linking changes their times (link(2): ctime)."""
+        index = Index(self.root.private / "index")
+        known = {}
+        if self._base() is not None:
+            for found in scan(os.fsencode(self.root.path), [b"packages"]):
+                digests = index.digests(found.path, found.signature)
+                if found.kind == "file" and digests is not None:
+                    known[found.path] = _Known(found.signature, (digests, found.mode))
+        return index, known
+
+    def _remember(self, index: Index, known: Mapping[bytes, _Known]) -> None:
+        """Let the index know the files that were linked, so that the next push need not read them again."""
+        for path, before in known.items():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                now = signature_of(os.lstat(os.path.join(os.fsencode(self.root.path), path)))
+                if now._replace(ctime=0) == before.signature._replace(ctime=0):
+                    index.restored(path, now, before.content)
+        index.save()
+
+    def _base(self) -> Path | None:
+        """The environment whose distributions can be used again."""
+        state = self.root.state()
+        fits = (state.soabi, state.platform) == (self.interpreter.soabi, self.interpreter.platform)
+        return self.root.packages if state.state == "complete" and fits and not self.reinstall else None
 
     def _slim(self, log: Log) -> list[slim.Saved]:
         environment = self.config.environment

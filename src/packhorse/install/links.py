@@ -33,7 +33,7 @@ _RELEASES = re.compile(
 )
 _NEXT = re.compile(r'<([^>]+)>\s*;[^,]*rel="next"')
 _PASSING = (408, 425, 429)
-_PIP_SETTING = re.compile(r"^(?:global|install)\.(cert|proxy)='(.*)'$", re.MULTILINE)
+_PIP_SETTING = re.compile(r"^(global|install)\.(cert|proxy)='(.*)'$", re.MULTILINE)
 
 
 class Link(NamedTuple):
@@ -203,8 +203,10 @@ def _opener(environ: Mapping[str, str], pip: Callable[[], Sequence[str]]) -> url
             text=True,
             check=False,
         )
-        for key, value in _PIP_SETTING.findall(asked.stdout):
-            settings[key] = settings[key] or value
+        # In the order of the files, of which the last counts; [install] before [global].
+        configured = {(section, key): value for section, key, value in _PIP_SETTING.findall(asked.stdout)}
+        for key, value in settings.items():
+            settings[key] = value or configured.get(("install", key)) or configured.get(("global", key), "")
     cert = settings["cert"] or environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or ""
     try:
         if os.path.isdir(cert):

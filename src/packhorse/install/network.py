@@ -1,6 +1,6 @@
-"""The one policy for a network that fails: which failures of pip are worth another attempt, how many, and when.
+"""The one policy for a network that fails: which failures are worth another attempt, how many, and when.
 
-Knows the words of pip's messages, nothing of how pip is run.
+Knows the words of pip's messages, nothing of how pip is run or how files are fetched.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 LONGEST_WAIT = 60.0
+"""Seconds; also the most that a server may ask for by Retry-After."""
 _JITTER = 0.25
 T = TypeVar("T")
 
@@ -62,6 +63,12 @@ class Failure(NamedTuple):
     reason: str = ""
     file: str = ""
     size: int = 0
+    arrived: int = 0
+    """Bytes that are there, where a download goes on from them."""
+    retry_after: float = 0
+    """Seconds that the server asked for (RFC 9110, section 10.2.3)."""
+    further: bool = False
+    """Whether the attempt got so much further that the count begins anew."""
 
 
 class NetworkError(PackhorseError):
@@ -150,11 +157,16 @@ class Attempts:
     """
 
     def __init__(
-        self, settings: Network, note: Callable[[str], None], sleep: Callable[[float], None] = time.sleep
+        self,
+        settings: Network,
+        note: Callable[[str], None],
+        sleep: Callable[[float], None] = time.sleep,
+        size: int = 0,
     ) -> None:
+        """`size` in bytes, where the attempts are at one file of a known size."""
         self._settings, self._note, self._sleep = settings, note, sleep
         self._failed: Counter[str] = Counter()
-        self._timeout = settings.timeout_small
+        self._timeout = settings.timeout_large if size >= settings.large_size else settings.timeout_small
 
     def run(self, attempt: Callable[[float], T]) -> T:
         """Call `attempt` with the timeout (seconds without a byte) until it raises no NetworkError, or the
@@ -176,6 +188,8 @@ class Attempts:
         try:
             return attempt(self._timeout)
         except NetworkError as error:
+            if error.failure.further:
+                self._failed[error.failure.file] = 0
             self._failed[error.failure.file] += 1
             if self._large(error.failure):
                 self._timeout = self._settings.timeout_large
@@ -189,13 +203,15 @@ class Attempts:
 
     def _wait(self, failure: Failure) -> float:
         doubled = min(2.0 ** (self._failed[failure.file] - 1), LONGEST_WAIT)
-        return doubled * random.uniform(1, 1 + _JITTER)  # noqa: S311 - keeps workers apart, no secret
+        asked = min(failure.retry_after, LONGEST_WAIT)
+        return max(doubled, asked) * random.uniform(1, 1 + _JITTER)  # noqa: S311 - keeps workers apart, no secret
 
     def _tell(self, state: RetryCallState) -> None:
         failure = _failure(state)
         assert state.next_action is not None
+        arrived = f" at {failure.arrived:,} of {failure.size:,} bytes" if failure.arrived else ""
         self._note(
-            f"{failure.file or 'pip'}: {failure.reason}; attempt {self._failed[failure.file] + 1} of "
+            f"{failure.file or 'pip'}: {failure.reason}{arrived}; attempt {self._failed[failure.file] + 1} of "
             f"{self._limit(failure)} in {state.next_action.sleep:.1f} s"
         )
 

@@ -14,13 +14,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from packhorse import redirect
 from packhorse.config import Network
 from packhorse.errors import NoSpaceError, PackhorseError
 from packhorse.install import network, process
+from packhorse.install.chosen import Chosen, from_report
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import Log, without_credentials
 from packhorse.progress import Progress
@@ -30,6 +34,7 @@ from packhorse.watch.disk import Watch
 _SHOWN = 10_000_000
 """Bytes from which a download is a stage of its own in the progress."""
 _NEARLY_FULL = 8 << 20
+_LAZILY = "Obtaining dependency information from"
 _RESUMING = re.compile(r"Attempting to resume incomplete download \(([^/]+)/([^,]+),")
 
 # pip reads every option from PIP_<OPTION> too. What would install elsewhere, or nothing, or more:
@@ -51,35 +56,59 @@ class Command(NamedTuple):
 
     words: tuple[str, ...]
     version: tuple[int, int]
+    lazily: bool = False
+    """Whether it can read a wheel's metadata by range requests."""
+
+    @property
+    def reports(self) -> bool:
+        """Whether it tells what it would install without downloading it (pip's changelog, 23.3)."""
+        return self.version >= (23, 3)
 
 
 def find(interpreter: Interpreter, environ: Mapping[str, str]) -> Command:
-    """The interpreter's own pip, else that of packhorse's Python. Raises PackhorseError where there is none."""
+    """The interpreter's own pip, else that of packhorse's Python; the first that reports, if one does.
+
+    Raises PackhorseError where there is none.
+    """
+    found = []
     for path, more, oldest in (
         (interpreter.path, (), (9, 0)),
         (sys.executable, ("--python", interpreter.path), (22, 3)),
     ):
-        version = _version(path, environ)
+        version, lazily = _version(path, environ)
         if version is not None and version >= oldest:
-            return Command((path, "-I", "-m", "pip", *more), version)
+            found.append(Command((path, "-I", "-m", "pip", *more), version, lazily))
+            if found[-1].reports:
+                return found[-1]
+    if found:
+        return found[0]
     raise PackhorseError(
         f"There is no pip for {interpreter.path} (Python {interpreter.version}).",
         f"Run `{shlex.quote(interpreter.path)} -m ensurepip`, or install pip beside packhorse.",
     )
 
 
-def _version(path: str, environ: Mapping[str, str]) -> tuple[int, int] | None:
+_VERSION = """\
+import os, pip
+with open(os.path.join(os.path.dirname(pip.__file__), "_internal", "cli", "cmdoptions.py")) as file:
+    print(pip.__version__, "fast-deps" in file.read())
+"""
+
+
+def _version(path: str, environ: Mapping[str, str]) -> tuple[tuple[int, int] | None, bool]:
     answer = subprocess.run(
-        [path, "-I", "-c", "import pip; print(pip.__version__)"],
+        [path, "-I", "-c", _VERSION],
         env=dict(environ),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
-    major, _, rest = answer.stdout.strip().partition(".")
+    version, _, lazily = answer.stdout.strip().partition(" ")
+    major, _, rest = version.partition(".")
     minor = rest.partition(".")[0]
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+    found = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+    return found, lazily == "True"
 
 
 @dataclass(frozen=True)
@@ -107,8 +136,39 @@ class Engine:
 
         Raises PackhorseError with pip's last lines, NoSpaceError where a full disk was the reason.
         """
-        environ = pip_environ(self.session, self.environ, keep_downloads=self.keep_downloads)
-        command = find(self.interpreter, environ)
+        self._run(self.command, requirements, lines, target, *options)
+
+    def resolve(self, requirements: Sequence[str], lines: Sequence[str], target: Path) -> list[Chosen] | None:
+        """What `install` would bring, by exact files; None where this pip does not tell it. Raises as `install`."""
+        command = self.command
+        if not command.reports:
+            return None
+        report = self.session.tmp / "chosen.json"
+        options = ("--dry-run", "--report", str(report))
+        lazily = ("--use-feature", "fast-deps") if command.lazily else ()
+        try:
+            self._run(command, requirements, lines, target, *options, *lazily)
+        except PackhorseError:
+            # Some servers refuse the questions that this asks (HEAD of a signed URL), and pip ends there.
+            if not lazily or _LAZILY not in self.log.last_lines:
+                raise
+            self._run(command, requirements, lines, target, *options)
+        return list(from_report(msgspec.json.decode(report.read_bytes())))
+
+    @cached_property
+    def pip_environ(self) -> dict[str, str]:
+        """The environment that pip runs in."""
+        return pip_environ(self.session, self.environ, keep_downloads=self.keep_downloads)
+
+    @cached_property
+    def command(self) -> Command:
+        """The pip that is used. Raises PackhorseError where there is none."""
+        return find(self.interpreter, self.pip_environ)
+
+    def _run(
+        self, command: Command, requirements: Sequence[str], lines: Sequence[str], target: Path, *options: str
+    ) -> None:
+        environ = self.pip_environ
         files = list(requirements)
         if lines:
             # A file, not arguments: what stands in URLs is nobody's who lists processes.

@@ -12,12 +12,19 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import translate
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+import msgspec
+from blake3 import blake3
 
 from packhorse import atomic
 from packhorse.install import wheels
 from packhorse.install.slim_rules import RULES
+
+MARK = "packhorse-slim"
+"""A file of a dist-info: this distribution is not whole, by which rules."""
 
 _OWN_RULE = "slim-remove"
 _SUITES = "test suites"
@@ -50,7 +57,7 @@ def slim(directory: Path, keep: Sequence[str] = (), remove: Sequence[str] = ()) 
         saved[rule] = Saved(rule, before.files + 1, before.bytes + place.lstat().st_blocks * 512)
         place.unlink()
     _remove_empty({parent for path in chosen for parent in PurePosixPath(path).parents}, directory)
-    _correct_records(directory, chosen)
+    _correct_records(directory, chosen, mark(keep, remove))
     return [each for each in saved.values() if each.files]
 
 
@@ -78,6 +85,13 @@ def _chosen(directory: Path, keep: Sequence[str], remove: Sequence[str]) -> dict
     return _without_imported_suites(directory, chosen, staying)
 
 
+def would_go(path: str) -> bool:
+    """Whether the rules take a file, if nothing imports it."""
+    return not _METADATA.match(path) and any(
+        _matcher(rule.remove)(path) and not _matcher(rule.keep)(path) for rule in RULES
+    )
+
+
 def _files(directory: Path) -> Iterator[str]:
     for parent, _, names in os.walk(directory):
         below = os.path.relpath(parent, directory)
@@ -92,8 +106,13 @@ def _source(path: str) -> str:
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Whether a path or its last part fits one of `patterns`, as in run.exclude."""
-    regular = re.compile("|".join(map(translate, patterns)) or "(?!)")
+    regular = _compiled(tuple(patterns))
     return lambda path: bool(regular.match(path) or regular.match(path.rpartition("/")[2]))
+
+
+@lru_cache
+def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, patterns)) or "(?!)")
 
 
 def _without_imported_suites(directory: Path, chosen: dict[str, str], staying: list[str]) -> dict[str, str]:
@@ -138,12 +157,29 @@ def _remove_empty(directories: Collection[PurePosixPath], base: Path) -> None:
             directory.rmdir()
 
 
-def _correct_records(directory: Path, gone: Collection[str]) -> None:
-    """Take what went out of each distribution's RECORD, by a new file."""
+def mark(keep: Sequence[str], remove: Sequence[str]) -> str:
+    """What the dist-info of a distribution says from which these rules took something."""
+    rules = [sorted(keep), sorted(remove), RULES]
+    return blake3(msgspec.json.encode(rules)).hexdigest()
+
+
+def marked(info: Path) -> str:
+    """The mark in a dist-info; "" where the distribution is whole."""
+    try:
+        return (info / MARK).read_text("ascii")
+    except FileNotFoundError:
+        return ""
+
+
+def _correct_records(directory: Path, gone: Collection[str], mark: str) -> None:
+    """Take what went out of each distribution's RECORD, by a new file, and leave the mark."""
     for record in directory.glob("*.dist-info/RECORD"):
         rows = [row for row in csv.reader(io.StringIO(record.read_text("utf-8"))) if row]
         left = [row for row in rows if str(wheels.place(PurePosixPath(row[0]))) not in gone]
         if len(left) < len(rows):
+            marking = f"{record.parent.name}/{MARK}"
+            atomic.write_file(directory / marking, mark.encode(), mode=0o644)
+            left = [*(row for row in left if row[0] != marking), [marking, "", ""]]
             written = io.StringIO()
             csv.writer(written, lineterminator="\n").writerows(left)
             atomic.write_file(record, written.getvalue().encode(), mode=record.stat().st_mode & 0o777)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LEAST_COLD = 4096
 """A payload of fewer bytes is called needed: it would save less than it costs to list."""
+LONGEST_LABEL = 256
+"""No label is longer, in characters; real ones have at most some forty."""
 NEWEST = 12
 """The newest major compute capability whose rules are known here. A newer GPU needs everything."""
 
@@ -210,22 +212,14 @@ def _ask_cuda(cuda: CDLL) -> set[int]:
 
 
 def _covering(cold: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """The cold extents, which are in order, and what lies between them; neighbours with one label are one."""
+    """The cold extents, which are in order and have headers between them, and all that lies around them."""
     position = 0
-    last = Extent(0, 0, "")
-    for extent in (*cold, Extent(size, 0, "")):
-        for offset, length, gpus in (Extent(position, extent.offset - position, ""), extent):
-            if not length:
-                continue
-            if gpus == last.gpus:
-                last = last._replace(length=last.length + length)
-                continue
-            if last.length:
-                yield last
-            last = Extent(offset, length, gpus)
+    for extent in cold:
+        yield Extent(position, extent.offset - position, "")
+        yield extent
         position = extent.offset + extent.length
-    if last.length:
-        yield last
+    if position < size:
+        yield Extent(position, size - position, "")
 
 
 def _read(descriptor: int, length: int, offset: int, end: int) -> bytes:
@@ -296,12 +290,7 @@ def _entries(descriptor: int, position: int, stop: int) -> Iterator[tuple[int, i
         if version != 0x0101 or header_size < _ENTRY_LEAST or payload + size > stop:
             raise _MalformedError
         variant = flags & (_ARCHITECTURE | _FAMILY)
-        known = (
-            kind in {_PTX, _CUBIN}
-            and not flags & ~_KNOWN_FLAGS
-            and variant != _ARCHITECTURE | _FAMILY
-            and 20 <= architecture < _END
-        )
+        known = not flags & ~_KNOWN_FLAGS and variant != _ARCHITECTURE | _FAMILY and 20 <= architecture < _END
         yield payload, size, _Entry(kind, architecture, variant) if known else _Entry(0, 0, 0)
         position = payload + size
 
@@ -363,14 +352,18 @@ def _same_major(architecture: int) -> range:
 
 
 def _label(capabilities: set[int]) -> str:
-    """The text that `needed` reads. Empty, that is all, where no GPU is known to need it: such a rule is not trusted."""
+    """The text that `needed` reads.
+
+    Empty, that is all, where it would be too long, or where no GPU is known to need it: such a rule is not trusted.
+    """
     runs: list[list[int]] = []
     for capability in sorted(capabilities):
         if runs and runs[-1][1] == capability - 1:
             runs[-1][1] = capability
         else:
             runs.append([capability, capability])
-    return ",".join(
+    label = ",".join(
         f"{first}-" if last == _END - 1 else f"{first}-{last}" if last > first else f"{first}"
         for first, last in runs
     )
+    return label if len(label) <= LONGEST_LABEL else ""

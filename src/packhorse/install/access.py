@@ -1,0 +1,163 @@
+"""How package indexes are reached: the credentials, certificates and proxies that pip would use.
+
+Promises that credentials go to the host they were given for and nowhere else. Knows pip's configuration and
+requirements files; what is beyond it (keyrings, client certificates with passwords) is left to pip.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import netrc
+import os
+import re
+import ssl
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    import urllib3
+
+_WITH_USER = re.compile(r"(https?)://([^/?#\s]+)@([^/?#\s'\"]+)")
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
+
+def pip_settings(words: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """What `pip install` takes from pip's configuration files and variables, by the name of the option.
+
+    `words` start pip. Empty where pip does not tell.
+    """
+    answer = subprocess.run(
+        [*words, "config", "list", "--log", os.devnull],
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    settings: dict[int, dict[str, str]] = {0: {}, 1: {}, 2: {}}
+    for line in answer.stdout.splitlines():
+        key, separator, value = line.partition("=")
+        section, _, name = key.rpartition(".")
+        rank = {"global": 0, "install": 1, ":env:": 2}.get(section)
+        if separator and rank is not None:
+            with contextlib.suppress(ValueError, SyntaxError):
+                settings[rank][name] = str(ast.literal_eval(value))
+    return {**settings[0], **settings[1], **settings[2]}
+
+
+class Access(NamedTuple):
+    """What opens connections: made once for an installation."""
+
+    users: Mapping[str, str]
+    """The user part of URLs, by host and port."""
+    environ: Mapping[str, str]
+    settings: Mapping[str, str]
+
+    def with_user(self, url: str) -> str:
+        """`url` with the user part that was given for its host, for pip."""
+        parts = urlsplit(url)
+        user = self.users.get(parts.netloc)
+        return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc}")) if user else url
+
+    def authorization(self, url: str) -> dict[str, str]:
+        """The header for `url`: by its host's user part in a URL, else by ~/.netrc."""
+        import urllib3
+
+        parts = urlsplit(url)
+        user = self.users.get(parts.netloc) or self._netrc(parts.hostname or "")
+        return urllib3.util.make_headers(basic_auth=_decoded(user)) if user else {}
+
+    def _netrc(self, host: str) -> str:
+        home = self.environ.get("HOME", "")
+        path = self.environ.get("NETRC") or os.path.join(home, ".netrc")
+        try:
+            found = netrc.netrc(path).authenticators(host)
+        except (OSError, netrc.NetrcParseError):
+            return ""
+        return f"{_quoted(found[0])}:{_quoted(found[2] or '')}" if found else ""
+
+    def pool(self, url: str) -> urllib3.PoolManager:
+        """Connections to the host of `url`: through its proxy, checked by the certificates that pip trusts."""
+        import urllib3
+
+        parts = urlsplit(url)
+        context = self._context(parts.netloc)
+        proxy = self._proxy(parts.scheme, parts.hostname or "")
+        if not proxy:
+            return urllib3.PoolManager(maxsize=16, ssl_context=context)
+        user = urlsplit(proxy).netloc.rpartition("@")[0]
+        headers = urllib3.util.make_headers(proxy_basic_auth=_decoded(user)) if user else None
+        return urllib3.ProxyManager(proxy, proxy_headers=headers, maxsize=16, ssl_context=context)
+
+    def _context(self, netloc: str) -> ssl.SSLContext:
+        named = (self.settings.get("cert"), *(self.environ.get(name) for name in _CERTIFICATES))
+        file = next((path for path in named if path), None)
+        if file is None and not _system_certificates():
+            file = _pips_certificates()
+        directory = file if file and os.path.isdir(file) else None
+        context = ssl.create_default_context(cafile=None if directory else file, capath=directory)
+        if client := self.settings.get("client-cert"):
+            context.load_cert_chain(client)
+        trusted = self.settings.get("trusted-host", "").split()
+        if netloc in trusted or netloc.rpartition(":")[0] in trusted:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _proxy(self, scheme: str, host: str) -> str:
+        from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
+
+        if named := self.settings.get("proxy"):
+            return named if "://" in named else f"http://{named}"
+        proxies = {
+            name.lower().removesuffix("_proxy"): value
+            for name, value in sorted(self.environ.items())  # lower case wins, as everywhere
+            if name.lower().endswith("_proxy") and value
+        }
+        if proxy_bypass_environment(host, proxies):
+            return ""
+        return proxies.get(scheme) or proxies.get("all", "")
+
+
+def access(settings: Mapping[str, str], lines: Iterable[str], environ: Mapping[str, str]) -> Access:
+    """How to reach what pip's `settings` and the `lines` of requirements files name."""
+    users: dict[str, str] = {}
+    for text in (*settings.values(), *lines):
+        expanded = _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text)
+        for _, user, netloc in _WITH_USER.findall(expanded):
+            users.setdefault(netloc, user)
+    return Access(users, environ, settings)
+
+
+def _decoded(user: str) -> str:
+    name, _, password = user.partition(":")
+    return f"{unquote(name)}:{unquote(password)}"
+
+
+def _quoted(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")
+
+
+def _system_certificates() -> bool:
+    paths = ssl.get_default_verify_paths()
+    with contextlib.suppress(OSError):
+        return bool(paths.cafile or (paths.capath and os.listdir(paths.capath)))
+    return False
+
+
+def _pips_certificates() -> str | None:
+    """Those that pip brings, for an image that has none."""
+    from importlib.util import find_spec
+
+    spec = find_spec("pip")
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        file = os.path.join(directory, "_vendor", "certifi", "cacert.pem")
+        if os.path.isfile(file):
+            return file
+    return None

@@ -1,0 +1,322 @@
+"""What the resolver chose → a generation of `packages/`: what is installed already is linked, the rest brought.
+
+Promises that beside the installed files no more than the largest wheel lies on the disk, and that the generation
+in force is only read. Wheels are fetched, unpacked and removed one by one; pip builds what is no wheel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from packhorse import atomic
+from packhorse.errors import NoSpaceError
+from packhorse.install import sizes, slim, unpack, wheels
+from packhorse.install.access import Access
+from packhorse.install.chosen import Chosen
+from packhorse.install.downloads import Downloads, RefusedError, no_space, sha256, wrong_hash
+from packhorse.install.log import without_credentials
+from packhorse.install.pip import Engine
+
+_THREADS = 4
+_INSTALLER = b"packhorse\n"
+
+
+class Applied(NamedTuple):
+    """How many distributions were linked, unpacked from wheels, and left to pip."""
+
+    linked: int
+    unpacked: int
+    by_pip: int
+
+
+class _StoppedError(Exception):
+    """Another thread failed, or the command was stopped."""
+
+
+def apply(
+    chosen: Sequence[Chosen],
+    engine: Engine,
+    access: Access,
+    options: Sequence[str],
+    *,
+    base: Path | None,
+    mark: str,
+    staging: Path,
+    scratch: Path,
+) -> Applied:
+    """Make `staging`, an empty directory, hold the distributions `chosen`.
+
+    `base` is an environment of the same Python whose unchanged distributions are linked, those that the slim
+    profile took something from only if it did so by the same rules (slim.mark); `options` are the lines
+    of requirements files that tell pip where to look; `scratch` is a path on the same disk that is not there yet.
+    Raises what Downloads.fetch and Engine.install raise.
+    """
+    os.mkdir(scratch, 0o700)
+    work = _Work(engine, access, staging, scratch)
+    linked = [each for each in chosen if base is not None and _linked(each, base, mark, staging)]
+    rest = [each for each in chosen if each not in linked]
+    for each in linked:
+        engine.log.add(f"unchanged: {each.name} {each.version}")
+    refused = work.bring(work.fitting([each for each in rest if each.is_wheel]))
+    left = [*(each for each in rest if not each.is_wheel), *refused]
+    for each in left:
+        engine.progress.stage(f"building {each.name}")
+        target = scratch / "pip"
+        os.mkdir(target, 0o700)
+        engine.install((), [*options, each.requirement(access.with_user)], target, "--no-deps")
+        wheels.merge(target, staging)
+        atomic.remove_tree(target)
+    if work.infos:
+        engine.progress.stage("compiling bytecode")
+        unpack.compile_sources(
+            staging,
+            work.infos,
+            engine.session.root.packages,
+            engine.interpreter,
+            environ=engine.environ,
+            scratch=scratch,
+            log=engine.log,
+        )
+    atomic.remove_tree(scratch)
+    return Applied(len(linked), len(work.infos), len(left))
+
+
+# --- what is there already ---
+
+
+def _linked(chosen: Chosen, base: Path, mark: str, staging: Path) -> bool:
+    """Link a distribution from `base` if it is there, whole, and made from the same file."""
+    for info in _infos(chosen, base):
+        if slim.marked(base / info) not in ("", mark) or not _same(chosen, base / info):
+            continue
+        paths = list(unpack.recorded(base / info))
+        if f"{info}/RECORD" in paths and all(os.path.lexists(base / path) for path in paths):
+            for path in paths:
+                _link(base / path, staging / path)
+            return True
+    return False
+
+
+def _infos(chosen: Chosen, base: Path) -> Iterator[str]:
+    from packaging.utils import canonicalize_name
+
+    for path in base.glob(f"*-{chosen.version}.dist-info"):
+        if canonicalize_name(path.name.removesuffix(f"-{chosen.version}.dist-info")) == chosen.name:
+            yield path.name
+
+
+def _same(chosen: Chosen, info: Path) -> bool:
+    """Whether a distribution was made from the chosen file: by the hashes that its metadata tells."""
+    for name in (unpack.PROVENANCE, "direct_url.json"):
+        with contextlib.suppress(OSError, ValueError):
+            origin = json.loads((info / name).read_bytes())
+            if vcs := (chosen.direct or {}).get("vcs_info"):
+                return bool(
+                    origin.get("vcs_info", {}).get("commit_id") == vcs["commit_id"]
+                    and origin["url"] == (chosen.direct or {})["url"]
+                    and not origin.get("dir_info")
+                )
+            had: Mapping[str, str] = origin.get("archive_info", {}).get("hashes") or {}
+            hashes = chosen.hashes
+            if not hashes and had.get("sha256") and chosen.is_wheel and chosen.local is not None:
+                hashes = {"sha256": sha256(chosen.local)}
+            common = had.keys() & hashes.keys()
+            return bool(common) and all(had[each] == hashes[each] for each in common)
+    return False
+
+
+def _link(source: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, place, follow_symlinks=False)
+    except FileExistsError:  # of another distribution too
+        place.unlink()
+        os.link(source, place, follow_symlinks=False)
+
+
+# --- wheels ---
+
+
+class _Room:
+    """Bytes of wheels that may lie on the disk at once: as many as the largest has."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest, self._taken = largest, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, size: int, check: Callable[[], None]) -> Iterator[None]:
+        with self._changed:
+            while self._taken and self._taken + size > self._largest:
+                self._changed.wait(0.2)
+                check()
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+
+class _Work:
+    """Wheels on their way, several at a time."""
+
+    def __init__(self, engine: Engine, access: Access, staging: Path, scratch: Path) -> None:
+        self._engine, self._staging = engine, staging
+        self._directory = engine.session.root.pip / "wheels" if engine.keep_downloads else scratch / "wheels"
+        self._directory.mkdir(exist_ok=True)
+        self._downloads = Downloads(
+            access, engine.settings, self._note, sleep=engine.sleep, arrived=engine.progress.advance
+        )
+        self._refused: list[Chosen] = []
+        self._errors: list[BaseException] = []
+        self._stopping = threading.Event()
+        self._writing: set[int] = set()
+        self._room = _Room(0)
+        self.infos: list[str] = []
+        """The dist-info of each that was unpacked."""
+
+    def fitting(self, chosen: Sequence[Chosen]) -> list[Chosen]:
+        """The wheels with their sizes. Raises NoSpaceError where it is known that they do not fit."""
+        engine = self._engine
+        engine.progress.stage("looking at the sizes of the wheels")
+        found = sizes.sized(chosen, self._downloads, engine.session.heartbeat)
+        files = sum(file.bytes for each in found for file in each.files)
+        largest = max((each.chosen for each in found), key=_beside, default=None)
+        beside = _beside(largest) if largest is not None else 0
+        free = engine.watch.look()
+        engine.log.add(f"wheels to bring: {len(found)}, unpacked {files} bytes; free: {free} bytes")
+        if largest is not None and files + beside > free:
+            saved = sum(file.bytes for each in found for file in each.files if slim.would_go(file.path))
+            hint = (
+                f' profile = "slim" makes it about {saved / 1e6:,.0f} MB smaller in the end.' if saved else ""
+            )
+            raise NoSpaceError(
+                f"{engine.session.root.path} has {free / 1e6:,.0f} MB free, but what is to be installed takes "
+                f"{files / 1e6:,.0f} MB and its largest wheel ({largest.file}) {beside / 1e6:,.0f} MB besides "
+                "while it is unpacked.",
+                f"Free some space, or choose a root on a larger disk with --root.{hint}",
+            )
+        return [each.chosen for each in found]
+
+    def bring(self, chosen: Sequence[Chosen]) -> list[Chosen]:
+        """Install the wheels; returns those that only pip may fetch."""
+        total = sum(map(_beside, chosen))
+        self._engine.progress.stage("downloading and installing", total or None)
+        self._room = _Room(max(map(_beside, chosen), default=0))
+        # The largest first: it lies beside its own files before those of the others are there.
+        pending = iter(sorted(chosen, key=lambda each: -each.size))
+        taking = threading.Lock()
+
+        def work() -> None:
+            while not self._stopping.is_set():
+                with taking:
+                    each = next(pending, None)
+                if each is None:
+                    return
+                try:
+                    self._bring(each)
+                except _StoppedError:
+                    return
+                except BaseException as error:
+                    self._errors.append(error)
+                    self._stopping.set()
+
+        # Daemons: one that waits for a silent server must not keep the command from ending.
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_THREADS, len(chosen)))]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive() and not self._errors:
+                    thread.join(0.1)
+                    self._engine.session.heartbeat()
+        finally:
+            self._stopping.set()
+            while any(thread.ident in self._writing for thread in threads if thread.is_alive()):
+                self._stopping.wait(0)
+                threads[0].join(0.01)
+        if self._errors:
+            raise self._errors[0]
+        return self._refused
+
+    def _bring(self, chosen: Chosen) -> None:
+        try:
+            if chosen.local is not None:
+                self._install(chosen, chosen.local, self._checked(chosen, chosen.local))
+                return
+            path = self._directory / chosen.file
+            with self._room.taken(0 if self._engine.keep_downloads else chosen.size, self._check):
+                digest = self._kept(chosen, path) or self._downloads.fetch(
+                    chosen.url, path, chosen.hashes, chosen.size
+                )
+                self._install(chosen, path, digest)
+                if not self._engine.keep_downloads:
+                    path.unlink()
+        except RefusedError as error:
+            self._note(f"{chosen.file}: {error}; pip fetches it")
+            self._refused.append(chosen)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise no_space(self._engine.session.root.path, chosen.file) from error
+            raise
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise _StoppedError
+
+    def _kept(self, chosen: Chosen, path: Path) -> str:
+        """The digest of a file that an installation before this one kept, if it is the right one."""
+        if not path.exists() or "sha256" not in chosen.hashes or sha256(path) != chosen.hashes["sha256"]:
+            return ""
+        return chosen.hashes["sha256"]
+
+    def _checked(self, chosen: Chosen, path: Path) -> str:
+        """The digest of a file of this machine. Raises IntegrityError where it is another than was announced."""
+        digest = sha256(path)
+        if chosen.hashes.get("sha256", digest) != digest:
+            raise wrong_hash(chosen.file, "sha256", chosen.hashes["sha256"], digest, chosen.url)
+        return digest
+
+    def _install(self, chosen: Chosen, path: Path, digest: str) -> None:
+        own = threading.get_ident()
+        self._writing.add(own)
+        try:
+            self._check()
+            metadata = {"INSTALLER": _INSTALLER}
+            if chosen.requested:
+                metadata["REQUESTED"] = b""
+            origin = {"hashes": {**chosen.hashes, "sha256": digest}}
+            if chosen.direct is not None:
+                metadata["direct_url.json"] = _json({**chosen.direct, "archive_info": origin})
+            else:
+                metadata[unpack.PROVENANCE] = _json(
+                    {"url": without_credentials(chosen.url), "archive_info": origin}
+                )
+            self.infos.append(
+                unpack.unpack(path, self._staging, self._engine.interpreter, metadata, self._check)
+            )
+        finally:
+            self._writing.discard(own)
+        self._engine.log.add(f"installed {chosen.name} {chosen.version} from {chosen.file}, sha256 {digest}")
+
+    def _note(self, text: str) -> None:
+        self._engine.log.add(text)
+        self._engine.note(text)
+
+
+def _beside(chosen: Chosen) -> int:
+    """The bytes that a wheel takes beside its files."""
+    return chosen.size if chosen.local is None else 0
+
+
+def _json(document: Mapping[str, object]) -> bytes:
+    return json.dumps(document, sort_keys=True).encode()

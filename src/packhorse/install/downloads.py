@@ -1,0 +1,255 @@
+"""Downloads: files that the resolver chose → the disk, resumed where they broke, checked by their hash.
+
+Promises that a file is handed out only whole and with the hash that the index gave, and that what went wrong
+is told: which file, which attempt, how many bytes, how long until the next. Knows nothing of wheels' insides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import errno
+import hashlib
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from packhorse.config import Network
+from packhorse.errors import IntegrityError, NoSpaceError, PackhorseError
+from packhorse.install import network
+from packhorse.install.access import Access
+from packhorse.install.log import without_credentials
+from packhorse.install.network import Failure, NetworkError
+
+if TYPE_CHECKING:
+    import urllib3
+
+_CHUNK = 1 << 18
+_FURTHER = 1 << 20
+"""Bytes that an attempt has to bring so that the count of attempts begins anew."""
+_CONNECT = 30.0
+"""Seconds to wait for a connection, at most: silence says nothing about a file's size there."""
+_STRONGEST = ("sha512", "sha384", "sha256")
+_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_REMEDY = "Check the network, and try again."
+
+
+class RefusedError(Exception):
+    """The server wants credentials or certificates that only pip may have."""
+
+
+class Downloads:
+    """Fetches files for one installation; callable from several threads."""
+
+    def __init__(
+        self,
+        access: Access,
+        settings: Network,
+        note: Callable[[str], None],
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        arrived: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """`arrived` is told of bytes as they come, and of fewer than none where a download begins anew."""
+        self._access, self._settings, self._note, self._sleep = access, settings, note, sleep
+        self._arrived = arrived
+        self._pools: dict[str, urllib3.PoolManager] = {}
+
+    def fetch(self, url: str, path: Path, hashes: Mapping[str, str], size: int = 0) -> str:
+        """Bring the file at `url` to `path`; returns its SHA-256. `size` is 0 where it is not known.
+
+        Raises NetworkError when the attempts are used up, IntegrityError for another hash than the index gave,
+        RefusedError, NoSpaceError, and PackhorseError where the server does not have it.
+        """
+        attempts = network.Attempts(self._settings, self._note, self._sleep, size)
+        one = _Download(self, url, path, hashes, size)
+        try:
+            return attempts.run(one.attempt)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def open(self, url: str, timeout: float, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        """The answer to a GET, whatever its status, its body unread; redirections are followed.
+
+        `timeout` is in seconds without a byte. Raises urllib3's HTTPError.
+        """
+        import urllib3
+
+        host = urlsplit(url).netloc
+        pool = self._pools.get(host) or self._pools.setdefault(host, self._access.pool(url))
+        return pool.request(
+            "GET",
+            url,
+            headers={"Accept-Encoding": "identity", **self._access.authorization(url), **headers},
+            timeout=urllib3.Timeout(connect=min(timeout, _CONNECT), read=timeout),
+            retries=urllib3.Retry(0, redirect=10, raise_on_redirect=True, raise_on_status=False),
+            preload_content=False,
+            decode_content=False,
+        )
+
+
+class _Download:
+    """One file on its way, over all attempts at it."""
+
+    def __init__(
+        self, downloads: Downloads, url: str, path: Path, hashes: Mapping[str, str], size: int
+    ) -> None:
+        self._downloads, self._url, self._path = downloads, url, path
+        self._expected = {name: hashes[name].lower() for name in _STRONGEST if hashes.get(name)}
+        self._size = size
+        self._file = path.name
+        self._etag = ""
+        self._had = 0
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._digests = {name: hashlib.new(name) for name in {"sha256", *self._expected}}
+        self._have = 0
+        self._pieces = 0
+
+    def attempt(self, timeout: float) -> str:
+        """Go on where the attempt before ended; returns the SHA-256."""
+        import urllib3
+
+        self._had = self._have
+        try:
+            self._receive(timeout)
+        except urllib3.exceptions.HTTPError as error:
+            raise self._broken(error) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise no_space(self._path.parent, self._file) from error
+            if isinstance(error, (ConnectionError, TimeoutError)):
+                raise self._failed(str(error)) from error
+            raise
+        return self._checked()
+
+    def _receive(self, timeout: float) -> None:
+        headers = {}
+        if self._have:
+            headers = {"Range": f"bytes={self._have}-"}
+            if self._etag:
+                headers["If-Range"] = self._etag
+        response = self._downloads.open(self._url, timeout, headers)
+        try:
+            resumed = self._begin(response)
+            with open(self._path, "r+b" if resumed else "wb") as file:
+                file.seek(self._have)
+                # Not stream(): it loses what a silent server sent of the last chunk.
+                while chunk := response.read1(_CHUNK, decode_content=False):
+                    file.write(chunk)
+                    self._have += len(chunk)
+                    self._downloads._arrived(len(chunk))
+                    for digest in self._digests.values():
+                        digest.update(chunk)
+        finally:
+            # What is left unread would be read by who uses the connection next.
+            response.close()
+        if self._size and self._have < self._size:
+            raise self._failed("the connection broke")
+
+    def _begin(self, response: urllib3.BaseHTTPResponse) -> bool:
+        """Look at the answer; returns whether it goes on from what is there."""
+        status = response.status
+        if status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {self._have}-"):
+            self._pieces += 1
+            return True
+        if status in (200, 206, 416):
+            self._downloads._arrived(-self._have)
+            self._start_anew()
+        if status == 200:
+            self._pieces = 1
+            etag = response.headers.get("ETag", "")
+            self._etag = "" if etag.startswith("W/") else etag  # RFC 9110, section 13.1.5
+            self._size = self._size or int(response.headers.get("Content-Length", 0))
+            return False
+        if status in (401, 407):
+            raise RefusedError(f"the server answered {status}")
+        if status in _AGAIN or status in (206, 416):
+            raise self._failed(
+                f"the server answered {status}", _seconds(response.headers.get("Retry-After", ""))
+            )
+        raise PackhorseError(
+            f"{self._file} cannot be downloaded: HTTP error {status} for {without_credentials(self._url)}.",
+            "Correct the requirements or the index, or ask who keeps it.",
+        )
+
+    def _checked(self) -> str:
+        found = {name: digest.hexdigest() for name, digest in self._digests.items()}
+        for name, expected in self._expected.items():
+            if found[name] == expected:
+                continue
+            if self._pieces > 1:  # pieces of two different files: whole it may be right
+                self._downloads._arrived(-self._have)
+                self._start_anew()
+                raise self._failed("its pieces do not fit together")
+            raise wrong_hash(self._file, name, expected, found[name], self._url)
+        return found["sha256"]
+
+    def _broken(self, error: urllib3.exceptions.HTTPError) -> NetworkError:
+        """What an error of the client means. Raises RefusedError for a certificate."""
+        import urllib3.exceptions as known
+
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise RefusedError(f"its certificate is not trusted: {cause.verify_message}") from error
+            if isinstance(cause, known.NameResolutionError):
+                return self._failed("the name of its server is not found")
+            if isinstance(cause, (known.NewConnectionError, known.ProxyError)):
+                return self._failed("no connection to its server")
+            if isinstance(cause, (known.TimeoutError, TimeoutError)):
+                return self._failed("no answer in time")
+            cause = getattr(cause, "reason", None) if hasattr(cause, "reason") else cause.__cause__
+            if not isinstance(cause, BaseException):
+                break
+        return self._failed("the connection broke")
+
+    def _failed(self, reason: str, retry_after: float = 0) -> NetworkError:
+        further = self._have - self._had >= _FURTHER
+        failure = Failure("network", reason, self._file, self._size, self._have, retry_after, further)
+        return NetworkError(
+            failure,
+            f"{self._file} could not be downloaded: {reason}, from {without_credentials(self._url)}; "
+            f"{self._have:,} bytes had arrived.",
+            _REMEDY,
+        )
+
+
+def _seconds(retry_after: str) -> float:
+    """Retry-After (RFC 9110, section 10.2.3) as seconds from now."""
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    with contextlib.suppress(TypeError, ValueError):
+        return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0)
+    return 0
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def wrong_hash(file: str, algorithm: str, expected: str, found: str, url: str) -> IntegrityError:
+    """For a file that is not the one that was announced."""
+    return IntegrityError(
+        f"{file} is not the file that was announced: its {algorithm} is {found}, expected {expected}, "
+        f"from {without_credentials(url)}.",
+        "Somebody or something changed it. Find out what before you install it.",
+    )
+
+
+def no_space(place: Path, file: str) -> NoSpaceError:
+    """For a disk that became full."""
+    return NoSpaceError(
+        f"The disk of {place} was full while {file} was installed.",
+        "Free some space, or choose a root on a larger disk with --root.",
+    )

@@ -1,0 +1,191 @@
+"""A wheel's file → an installed distribution in a directory, as `pip install --target` lays it out.
+
+Promises that the same wheel gives the same files everywhere, times and bytecode included, so that snapshots of
+two installations share their bytes; and that no file is written through a hard link that others hold.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import csv
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+from packhorse.errors import PackhorseError
+from packhorse.install import process, wheels
+from packhorse.install.interpreter import Interpreter
+from packhorse.install.log import Log
+
+if TYPE_CHECKING:
+    from installer.destinations import SchemeDictionaryDestination
+    from installer.records import RecordEntry
+    from installer.utils import Scheme
+
+PROVENANCE = "provenance_url.json"
+"""Which file a distribution was made from (PEP 710)."""
+
+# Like pip: what cannot be compiled is no error. The times of sources decide, whatever SOURCE_DATE_EPOCH says.
+_COMPILE = """\
+import concurrent.futures, os, py_compile, sys, warnings
+warnings.simplefilter("ignore")
+base, final = sys.argv[1:3]
+def compile(name):
+    try:
+        py_compile.compile(os.path.join(base, name), dfile=os.path.join(final, name), doraise=True,
+                           invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    except Exception:
+        pass
+with open(sys.argv[3]) as file:
+    names = file.read().splitlines()
+workers = min(len(os.sched_getaffinity(0)), len(names) // 50 + 1)
+if workers == 1:
+    for name in names:
+        compile(name)
+else:
+    with concurrent.futures.ProcessPoolExecutor(workers) as pool:
+        for _ in pool.map(compile, names, chunksize=20):
+            pass
+"""
+
+
+def unpack(
+    wheel: Path,
+    directory: Path,
+    interpreter: Interpreter,
+    metadata: Mapping[str, bytes],
+    before: Callable[[], None] = lambda: None,
+) -> str:
+    """Install the wheel's files, with `metadata` (name in its dist-info → content) besides, without bytecode.
+
+    Returns the name of its dist-info. `before` is called before each file, and may raise. Raises PackhorseError where the file is no whole wheel, OSError where it cannot be written.
+    """
+    import installer
+    from installer.exceptions import InstallerError
+    from installer.sources import WheelFile
+
+    try:
+        with WheelFile.open(wheel) as source:
+            installer.install(source, _destination(wheel, directory, interpreter, before), dict(metadata))
+            return source.dist_info_dir
+    except (
+        InstallerError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        EOFError,
+    ) as error:
+        raise PackhorseError(
+            f"{wheel.name} is not a whole wheel: {error}.", "Build or download it again, or choose another."
+        ) from error
+
+
+def _destination(
+    wheel: Path, directory: Path, interpreter: Interpreter, before: Callable[[], None]
+) -> SchemeDictionaryDestination:
+    from installer.destinations import SchemeDictionaryDestination
+
+    time = _time(wheel)
+
+    class Destination(SchemeDictionaryDestination):
+        def write_to_fs(
+            self, scheme: Scheme, path: str, stream: BinaryIO, is_executable: bool
+        ) -> RecordEntry:
+            before()
+            place = self._path_with_destdir(scheme, path)
+            with contextlib.suppress(FileNotFoundError):
+                place.unlink()  # another distribution's, perhaps a hard link
+            entry = super().write_to_fs(scheme, path, stream, is_executable)
+            os.utime(place, (time, time))
+            return entry
+
+    base = os.fspath(directory)
+    name = wheel.name.partition("-")[0]
+    return Destination(
+        {
+            "purelib": base,
+            "platlib": base,
+            "scripts": os.path.join(base, "bin"),
+            "data": base,
+            "headers": os.path.join(base, "include", f"python{interpreter.minor}", name),
+        },
+        interpreter=interpreter.path,
+        script_kind="posix",
+    )
+
+
+def _time(wheel: Path) -> int:
+    """The time of a wheel's newest file, in seconds: its files get it, whatever the clock says now."""
+    with zipfile.ZipFile(wheel) as archive:
+        return max(
+            (calendar.timegm((*each.date_time, 0, 0, 0)) for each in archive.infolist()),
+            default=0,
+        )
+
+
+def compile_sources(
+    directory: Path,
+    infos: Iterable[str],
+    final: Path,
+    interpreter: Interpreter,
+    *,
+    environ: Mapping[str, str],
+    scratch: Path,
+    log: Log,
+) -> None:
+    """Write the bytecode of distributions in `directory`, named by their dist-info, and add it to their RECORD.
+
+    The worker's Python does it, on all cores. Tracebacks will say that the sources lie in `final`. `scratch` is an
+    empty directory.
+    """
+    listed = scratch / "sources.txt"
+    sources = {info: [name for name in recorded(directory / info) if name.endswith(".py")] for info in infos}
+    names = [name for each in sources.values() for name in each if "\n" not in name]
+    listed.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    command = [
+        interpreter.path,
+        "-I",
+        "-S",
+        "-X",
+        "utf8",
+        "-c",
+        _COMPILE,
+        str(directory),
+        str(final),
+        str(listed),
+    ]
+
+    def on_line(line: str) -> None:
+        log.add(line)
+
+    process.run(command, environ=environ, directory=scratch, on_line=on_line)
+    for info, each in sources.items():
+        _record_bytecode(directory, info, each)
+
+
+def recorded(info: Path) -> Iterator[str]:
+    """The paths that a distribution's RECORD names, from the directory in which its files lie."""
+    with open(info / "RECORD", encoding="utf-8", newline="") as record:
+        for row in csv.reader(record):
+            below = wheels.place(PurePosixPath(row[0])) if row else None
+            if below is not None:
+                yield str(below)
+
+
+def _record_bytecode(directory: Path, info: str, sources: Sequence[str]) -> None:
+    stems: dict[str, set[str]] = {}
+    for source in sources:
+        parent, _, name = source.rpartition("/")
+        stems.setdefault(parent, set()).add(name.removesuffix(".py"))
+    with open(directory / info / "RECORD", "a", encoding="utf-8", newline="") as record:
+        rows = csv.writer(record, lineterminator="\n")
+        for parent, names in sorted(stems.items()):
+            cache = f"{parent}/__pycache__" if parent else "__pycache__"
+            with contextlib.suppress(FileNotFoundError):
+                for file in sorted(os.listdir(directory / cache)):
+                    if file.partition(".")[0] in names:
+                        rows.writerow([f"{cache}/{file}", "", ""])
