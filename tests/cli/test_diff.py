@@ -93,10 +93,10 @@ def test_files_are_told_by_their_distribution_whatever_they_are_called(
     ]
     assert found["paths"] == []
     gone, picture, fft = found["distributions"]
-    # Bytecode keeps the time of its source, and so changes with every installation.
     metadata = len(list((root_path / "packages/picture-2.0.dist-info").iterdir()))
     assert _counts(gone) == (0, 2 + metadata, 0)
-    assert _counts(picture) == (2 + metadata, metadata, 4)
+    assert _counts(picture)[:2] == (2 + metadata, metadata)
+    assert picture["changed"] >= 3, "a module, its bytecode, the library"
     assert _counts(fft) == (metadata, metadata, 1)
     assert 1_600_000 <= fft["bytes"] < 1_610_000
     assert 100_000 <= fft["disk_bytes"] < 110_000
