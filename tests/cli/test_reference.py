@@ -20,8 +20,10 @@ from packhorse.doctor import Diagnosis
 from packhorse.install.environment import InstallResult
 from packhorse.transfer.compare import Verification
 from packhorse.transfer.diff import Difference
+from packhorse.transfer.prune import PruneResult
 from packhorse.transfer.pull import PullResult
 from packhorse.transfer.push import PushResult
+from packhorse.worker.bench import BenchResult
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs/reference/cli.md").read_text()
 SHARED = "Options of every command"
@@ -91,6 +93,8 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
         ("pull", PullResult),
         ("diff", Difference),
         ("verify", Verification),
+        ("prune", PruneResult),
+        ("bench", BenchResult),
         ("doctor", Diagnosis),
     ],
 )

@@ -34,6 +34,7 @@ COMMANDS = {
     "snapshots": "List the snapshots of the store.",
     "diff": "Show what changed between two snapshots.",
     "verify": "Check the files of the root against their digests.",
+    "prune": "Delete from the store what no tag needs.",
     "bench": "Measure a cold start here, restored and by a plain pip install.",
     "demo": "Show the main job on a small environment and an embedded store.",
 }

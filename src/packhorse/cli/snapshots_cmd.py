@@ -22,13 +22,17 @@ def command(number: int) -> None:
 
     setup = Setup(context.load(), os.environ)
     chosen = click.get_current_context().obj.get("tag")
-    entries = tags.read_tag(setup.store, chosen) if chosen else tags.read_tags(setup.store)
-    shown: list[tags.TagEntry] = []
-    count: dict[str, int] = {}
-    for entry in entries:
-        count[entry.tag] = count.get(entry.tag, 0) + 1
-        if count[entry.tag] <= number:
-            shown.append(entry)
+
+    def read() -> list[tuple[tags.TagEntry, tags.EntryFacts]]:
+        entries = tags.read_tag(setup.store, chosen) if chosen else tags.read_tags(setup.store)
+        shown: list[tags.TagEntry] = []
+        count: dict[str, int] = {}
+        for entry in entries:
+            count[entry.tag] = count.get(entry.tag, 0) + 1
+            if count[entry.tag] <= number:
+                shown.append(entry)
+        return list(zip(shown, tags.entry_facts(setup.store, shown)))
+
     rows = [
         {
             "snapshot": facts.snapshot,
@@ -41,7 +45,7 @@ def command(number: int) -> None:
             "platform": facts.platform,
             "partial": facts.partial,
         }
-        for entry, facts in zip(shown, tags.entry_facts(setup.store, shown))
+        for entry, facts in tags.steady(read)
     ]
     if not rows:
         console.result({"snapshots": []}, f"There are no snapshots in {setup.store.url}.")

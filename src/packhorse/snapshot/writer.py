@@ -10,9 +10,10 @@ import contextlib
 import errno
 import itertools
 import os
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -39,6 +40,8 @@ from packhorse.snapshot.scan import Found, signature_of
 from packhorse.watch import processors
 from packhorse.watch.memory import keep_freed
 
+NONCE = 32
+"""Random bytes at the end of a pack, a frame that no manifest uses, give it a name that no other has."""
 PACK = 8 << 20
 """A pack is closed when it holds this many bytes; one is filled while another is on its way."""
 
@@ -174,9 +177,10 @@ def content_on_disk(path: bytes, size: int) -> bytes:
 class _Packer:
     """Gathers stored frames into packs and hands full packs to the sink."""
 
-    def __init__(self, sink: Sink, written: Written) -> None:
+    def __init__(self, sink: Sink, written: Written, taken: Collection[str]) -> None:
         self._sink = sink
         self._written = written
+        self._taken = taken
         self._begin()
 
     def _begin(self) -> None:
@@ -192,12 +196,16 @@ class _Packer:
     def flush(self) -> None:
         if not self._waiting:
             return
-        name = frames.group_digest(stored_digest for *_, stored_digest in self._waiting).hex()
+        digests = [stored_digest for *_, stored_digest in self._waiting]
+        content = [stored for _, _, stored, _ in self._waiting]
+        name = frames.group_digest(digests).hex()
+        if name in self._taken:
+            content.append(nonce := secrets.token_bytes(NONCE))
+            name = frames.group_digest([*digests, frames.digest_of(nonce)]).hex()
         offset = 0
         for digest, codec, stored, stored_digest in self._waiting:
             self._written.placed[digest] = Placed(name, offset, len(stored), codec, stored_digest)
             offset += len(stored)
-        content = [stored for _, _, stored, _ in self._waiting]
         self._written.stored_bytes += self._size
         self._begin()
         self._sink(name, content)
@@ -216,16 +224,18 @@ def write(
     level: int = frames.DEFAULT_LEVEL,
     threads: int | None = None,
     deadline: float | None = None,
+    taken: Collection[str] = (),
 ) -> Written:
     """Read `found` below `base` and hand `sink` the packs (name, content) of frames not in `existing`.
 
     Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
     (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
-    many as there are processors. After `deadline` (time.monotonic) no further frame is begun. Raises what `sink` raises.
+    many as there are processors. After `deadline` (time.monotonic) no further frame is begun. No pack gets a name that is
+    `taken`. Raises what `sink` raises.
     """
     started = now()  # what changed shortly before may change again while it is read
     written = Written()
-    packer = _Packer(sink, written)
+    packer = _Packer(sink, written, taken)
     names: dict[tuple[int, int], bytes] = {}
     links: dict[bytes, bytes] = {}
     files: list[Found] = []

@@ -185,9 +185,14 @@ class Store:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; what is not there is no error."""
-        if keys:
+        if not keys:
+            return
+        try:
             with _told(self.url, keys[0]):
                 obstore.delete(self._objects, list(keys))
+        except NotFoundError:  # a directory tells, and stops there
+            for key in keys if len(keys) > 1 else ():
+                self.delete([key])
 
 
 class _told:  # noqa: N801 - reads as a verb

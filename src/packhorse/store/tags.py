@@ -9,12 +9,13 @@ leave an entry, and every reader orders them alike.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,6 +31,8 @@ SNAPSHOT_FORMAT = 1
 _BASES = 4
 """The longest chain of manifests that are stored by what differs; writers make chains of one."""
 _LAST = 10**14 - 1
+_ATTEMPTS = 5
+_T = TypeVar("_T")
 _KEY = re.compile(
     r"tags/([^/]+)/(packages|shared)/(\d{14})-(put|fold)-([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{8})"
 )
@@ -101,12 +104,21 @@ def listed_entries(listing: Iterable[Listed]) -> list[TagEntry]:
 
 def read_tag(store: Store, tag: str) -> list[TagEntry]:
     """The entries of one tag, newest first, without the shared ones that a fold replaced."""
-    return without_absorbed(store, listed_entries(store.list(f"tags/{tag}/")))
+    return steady(lambda: without_absorbed(store, listed_entries(store.list(f"tags/{tag}/"))))
 
 
 def read_tags(store: Store) -> list[TagEntry]:
     """The entries of every tag, newest first, without those that a fold replaced."""
-    return without_absorbed(store, listed_entries(store.list("tags/")))
+    return steady(lambda: without_absorbed(store, listed_entries(store.list("tags/"))))
+
+
+def steady(read: Callable[[], _T]) -> _T:
+    """What `read`, which lists entries and gets their bodies, finds; again where an entry was forgotten between the
+    two."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(NotFoundError):
+            return read()
+    return read()
 
 
 def without_absorbed(store: Store, entries: Sequence[TagEntry]) -> list[TagEntry]:
@@ -280,13 +292,14 @@ def get_placements(store: Store, digests: Sequence[str]) -> list[Placement]:
         return [placement for found in pool.map(newest, digests) for placement in found]
 
 
-def put_placement(store: Store, placement: Placement) -> int:
+def put_placement(store: Store, placement: Placement, newest: str = "") -> int:
     """Store a placement; returns the store's time of it, in milliseconds, by which the tag's entry is stamped.
 
-    The key's own stamp is by the local clock: it orders only placements of one manifest.
+    The key's own stamp is by the local clock: it orders only placements of one manifest. It comes before `newest`,
+    the stamp of the one that counted until now.
     """
     digest = placement.manifest.hex()
-    key = f"placements/{digest}/{stamp_after(int(time.time() * 1000), '')}-{secrets.token_hex(4)}"
+    key = f"placements/{digest}/{stamp_after(int(time.time() * 1000), newest)}-{secrets.token_hex(4)}"
     store.put(key, documents.encode_placement(placement))
     return store.modified(key)
 

@@ -23,6 +23,7 @@ from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Frame
 from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.writer import Placed
+from packhorse.store import condemned
 from packhorse.store.objects import NotFoundError, Store, UnreachableError
 from packhorse.transfer.pace import Pace
 from packhorse.watch import processors
@@ -123,6 +124,7 @@ class _Line:
         """Batches with their bytes; None tells one writer that nothing more comes."""
         self.bytes = 0
         self._store, self._writers = store, writers
+        self._started = time.monotonic()
         self._pending = deque(batches)
         self._left = len(batches)
         self._delayed: list[tuple[float, _Batch]] = []
@@ -174,6 +176,7 @@ class _Line:
                 self.arrived.put(None)
 
     def _ask(self) -> None:
+        condemned.require_time(self._started, "pull")
         now = time.monotonic()
         due = [batch for when, batch in self._delayed if when <= now]
         self._delayed = [each for each in self._delayed if each[0] > now]
@@ -269,8 +272,10 @@ def _put(store: Store, job: Job, stored: frames.Bytes, progress: Progress) -> No
 def _fetch_whole_packs(store: Store, batches: Sequence[_Batch], progress: Progress, threads: int) -> int:
     """For a store that ignores ranges: each pack is streamed once."""
     stop = threading.Event()
+    started = time.monotonic()
 
     def bring(batch: _Batch) -> int:
+        condemned.require_time(started, "pull")
         wanted: dict[tuple[int, int], list[Job]] = {}
         for job in batch.jobs:
             wanted.setdefault((job.placed.offset, job.placed.length), []).append(job)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from packhorse.snapshot.writer import (
     placement_of,
     write,
 )
-from packhorse.store import tags
+from packhorse.store import condemned, tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
 from packhorse.transfer.fold import LIMIT, fold
@@ -95,6 +95,9 @@ class _Push:
         self.level, self.threads = level, threads
         self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
         self.repair = repair
+        self.started = time.monotonic()
+        self.condemned = condemned.marks(store)  # first of all: see there
+        self.taken = condemned.packs(self.condemned)
         self.local = Local(root)
         self.source = source_of(store, tag)
         self.synced: bool | None = None
@@ -104,7 +107,7 @@ class _Push:
         """The packages, if the tag turned out to have them already."""
         everything = tags.read_tags(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
-        self.existing = _Existing(store, [] if repair else everything)
+        self.existing = _Existing(store, [] if repair else everything, self.taken)
         self.uploader = _Uploader(store)
         self.result = PushResult(snapshot="", tag=tag)
 
@@ -140,6 +143,7 @@ class _Push:
             progress=self.progress,
             level=self.level,
             threads=self.threads,
+            taken=self.taken,
         )
         if written.changed:
             raise PackhorseError(
@@ -202,6 +206,7 @@ class _Push:
             progress=self.progress,
             level=self.level,
             threads=self.threads,
+            taken=self.taken,
             deadline=deadline,
         )
         self.result.unsaved += [readable(path) for path in (*written.changed, *written.unfinished)]
@@ -224,6 +229,7 @@ class _Push:
         entries: list[TagEntry] = []
         if parts:
             moment = 0
+            parts = [self._clear(part) for part in parts]
             for part in parts:
                 placement = placement_of(part.digest, part.manifest.frames, part.placed)
                 moment = max(moment, tags.put_placement(self.store, placement))
@@ -248,6 +254,7 @@ class _Push:
         snapshot = tags.snapshot_of(newest_packages(together, state.fingerprint), shared_of(together))
         if parts:
             self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
+            condemned.require_time(self.started, "push")
         for part, entry in zip(parts, entries):
             facts = EntryFacts(
                 snapshot=snapshot.id,
@@ -278,6 +285,11 @@ class _Push:
             snapshot = tags.snapshot_of(newest_packages(listed, fingerprint), shared_of(listed))
             self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
 
+    def _clear(self, part: _Part) -> _Part:
+        """The part, with other names for what of it is condemned."""
+        one = condemned.Taggable(part.encoded, part.manifest, part.placed)
+        return part._replace(**condemned.clear(self.store, self.condemned, one)._asdict())
+
     @staticmethod
     def _part(part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed]) -> _Part:
         return _Part(part, documents.encode(manifest), manifest, placed)
@@ -287,6 +299,8 @@ class _Push:
             self.store.put(f"manifests/{part.digest}", part.encoded.whole)
         else:
             base = tags.base_for(self.store, part.before, self.local.encoded) if part.before else None
+            if base and self.condemned.keys() & {f"manifests/{part.before}", f"manifests/{base.digest}"}:
+                base = None
             tags.put_manifest(self.store, part.encoded, base)
 
     def _count(self, manifest: Manifest) -> None:
@@ -371,10 +385,11 @@ def _with_used_frames(written: Written) -> tuple[tuple[documents.Frame, ...], tu
 
 class _Existing:
     """The frames that the store has, known by the newest packages manifest of every tag and fingerprint and by
-    all shared ones; asked for once, when first needed."""
+    all shared ones, less those in condemned packs; asked for once, when first needed."""
 
-    def __init__(self, store: Store, entries: Sequence[TagEntry]) -> None:
+    def __init__(self, store: Store, entries: Sequence[TagEntry], condemned: Collection[str]) -> None:
         self._store = store
+        self._condemned = condemned
         newest: dict[tuple[str, str], TagEntry] = {}
         for entry in entries:
             if entry.part == "packages":
@@ -387,7 +402,9 @@ class _Existing:
         if self._frames is None:
             self._frames = {}
             for placement in tags.get_placements(self._store, sorted(self._digests)):
-                self._frames |= placed_by(placement)
+                self._frames |= {
+                    frame: at for frame, at in placed_by(placement).items() if at.pack not in self._condemned
+                }
         return self._frames
 
 
