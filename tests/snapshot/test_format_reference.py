@@ -1,6 +1,6 @@
 """docs/reference/format.md is enough to read a store: a reader made from it alone, held against the real command line.
 
-Nothing here comes from packhorse.snapshot or packhorse.store.
+Neither reader nor cut use anything of packhorse.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import msgspec
 import pytest
 from blake3 import blake3
 from tests.conftest import Packhorse
+from tests.snapshot.fatbins import DEBUG, Code, Section, code, container, library
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -50,14 +51,25 @@ def digest(content: bytes) -> bytes:
     return blake3(content).digest()
 
 
-def document(stored: bytes, kind: str) -> tuple[str, dict[str, Any]]:
-    """The digest and the map of a manifest or placement."""
-    magic, _, compressed = stored.partition(b"\n")
-    require(magic == f"packhorse-{kind}".encode(), "magic")
-    raw = zstd.decompress(compressed)
+def document(raw: bytes, formats: tuple[int, ...]) -> dict[str, Any]:
+    """The map of a manifest or placement."""
     decoded: dict[str, Any] = msgspec.msgpack.decode(raw)
-    require(decoded["format"] == 1, "format")
-    return digest(raw).hex(), decoded
+    require(decoded["format"] in formats, "format")
+    return decoded
+
+
+def raw_manifest(store: Path, name: str, steps: int = 4) -> bytes:
+    """The raw bytes of a manifest, which may be stored as what differs from another one."""
+    magic, _, rest = (store / "manifests" / name).read_bytes().partition(b"\n")
+    if magic == b"packhorse-manifest-delta":
+        require(steps > 0, "chain of deltas")
+        base = raw_manifest(store, rest[:32].hex(), steps - 1)
+        raw = zstd.decompress(rest[32:], zstd.ZstdDict(base, is_raw=True).as_prefix)
+    else:
+        require(magic == b"packhorse-manifest", "magic")
+        raw = zstd.decompress(rest)
+    require(digest(raw).hex() == name, "manifest")
+    return raw
 
 
 def newest(store: Path, tag: str, part: str) -> list[tuple[str, str]]:
@@ -71,10 +83,7 @@ def newest(store: Path, tag: str, part: str) -> list[tuple[str, str]]:
 
 
 def manifest_of(store: Path, name: str) -> tuple[dict[str, Any], Content]:
-    found, manifest = document((store / "manifests" / name).read_bytes(), "manifest")
-    require(found == name, "manifest")
-    first = min((store / "placements" / name).iterdir())
-    _, placement = document(first.read_bytes(), "placement")
+    manifest, placement = document(raw_manifest(store, name), (1, 2)), placement_of(store, name)
     require((placement["manifest"].hex(), placement["frames"]) == (name, manifest["frames"]), "placement")
 
     def content(number: int) -> bytes:
@@ -86,6 +95,12 @@ def manifest_of(store: Path, name: str) -> tuple[dict[str, Any], Content]:
         return raw
 
     return manifest, content
+
+
+def placement_of(store: Path, name: str) -> dict[str, Any]:
+    magic, _, compressed = min((store / "placements" / name).iterdir()).read_bytes().partition(b"\n")
+    require(magic == b"packhorse-placement", "magic")
+    return document(zstd.decompress(compressed), (1,))
 
 
 def restore(store: Path, tag: str, target: Path) -> None:
@@ -136,6 +151,101 @@ def write(target: Path, entries: list[tuple[list[Any], Content]]) -> None:
         os.utime(place, ns=(mtime, mtime))
 
 
+# --- a writer's cut of large files: what the document says, and no more ---
+
+COMPATIBLE = {50, 52, 60, 61, 70, 75, 80, 86, 89, 90, 100, 103, 120, 121}
+
+
+def number(content: bytes, offset: int, size: int) -> int:
+    return int.from_bytes(content[offset : offset + size], "little")
+
+
+def gathered(content: bytes) -> list[tuple[bytes, str]]:
+    """The frames of a large file, and their labels."""
+    position, ranges = 0, []
+    for start, end, label in [*labelled(content), (len(content), len(content), "")]:
+        ranges += [(position, start, ""), (start, end, label)]
+        position = end
+    frames: list[tuple[int, bytearray, str]] = []
+    for first, end, label in ranges:
+        start = first
+        while start < end:
+            open_one = next((frame for frame in reversed(frames) if frame[2] == label), None)
+            if open_one is None or len(open_one[1]) == 8 * MEBIBYTE:
+                open_one = (start, bytearray(), label)
+                frames.append(open_one)
+            taken = min(end - start, 8 * MEBIBYTE - len(open_one[1]))
+            open_one[1].extend(content[start : start + taken])
+            start += taken
+    return [(bytes(held), label) for _, held, label in sorted(frames, key=lambda frame: frame[0])]
+
+
+def labelled(content: bytes) -> list[tuple[int, int, str]]:
+    """Start, end and label of the ranges that have one. Of sound files only: nothing else is pushed here."""
+    found: list[tuple[int, int, str]] = []
+    if content[:6] != b"\x7fELF\x02\x01":
+        return found
+    table, count, names = number(content, 40, 8), number(content, 60, 2), number(content, 62, 2)
+    headers = [content[table + 64 * each : table + 64 * each + 64] for each in range(count)]
+    strings = number(headers[names], 24, 8)
+    for header in headers:
+        name = content[strings + number(header, 0, 4) :][:20].partition(b"\0")[0]
+        position = number(header, 24, 8)
+        end = position + number(header, 32, 8)
+        if name not in (b".nv_fatbin", b"__nv_relfatbin"):
+            continue
+        while position < end and (number(content, position, 4), number(content, position + 4, 2)) == (
+            0xBA55ED50,
+            1,
+        ):
+            behind = position + number(content, position + 6, 2)
+            position = behind + number(content, position + 8, 8)
+            found += container_labels(content, behind, position)
+    return sorted(found)
+
+
+def container_labels(content: bytes, position: int, end: int) -> list[tuple[int, int, str]]:
+    entries = []
+    while position < end:
+        kind, architecture, flags = (
+            number(content, position + at, size) for at, size in ((0, 2), (28, 4), (40, 8))
+        )
+        payload = position + number(content, position + 4, 4)
+        position = payload + number(content, position + 8, 8)
+        if kind in (1, 2) and not flags & ~sum(1 << bit for bit in (0, 4, 13, 15, 20, 21, 24)):
+            entries.append((payload, position, kind, architecture, flags >> 20 & 3))
+    needing = []
+    for _, _, kind, architecture, variant in entries:
+        if kind == 1:
+            needed = set(range(architecture, 1000))
+            needed -= {other for _, _, which, other, theirs in entries if which == 2 and not theirs}
+        else:
+            needed = (
+                {architecture} if variant == 1 else set(range(architecture, architecture // 10 * 10 + 10))
+            )
+            for _, _, which, other, theirs in entries:
+                if which == 2 and other > architecture and theirs != 1:
+                    needed.discard(other)
+                    if not theirs and other in COMPATIBLE:
+                        needed -= {each for each in COMPATIBLE if each // 10 == other // 10 and each > other}
+        needing.append(needed | ({101, 110} if needed & {101, 110} else set()))
+    all_ptx = set().union(*(needed for needed, entry in zip(needing, entries, strict=True) if entry[2] == 1))
+    return [
+        (start, stop, label_of(all_ptx if kind == 1 else needed))
+        for needed, (start, stop, kind, *_) in zip(needing, entries, strict=True)
+        if stop - start >= 4096
+    ]
+
+
+def label_of(capabilities: set[int]) -> str:
+    parts = []
+    for first in sorted(capabilities):
+        if first - 1 not in capabilities:
+            last = next(each for each in range(first, 1001) if each + 1 not in capabilities)
+            parts.append(f"{first}-" if last == 999 else f"{first}" if last == first else f"{first}-{last}")
+    return ",".join(parts)
+
+
 # --- what is pushed, and how it is compared ---
 
 
@@ -160,6 +270,30 @@ def tree(base: Path) -> dict[bytes, tuple[object, ...]]:
     return found
 
 
+def gpu_library(noise: random.Random) -> bytes:
+    """A library with code for GPUs, of every kind, more than one frame of some, and equal for two architectures."""
+
+    def some(name: str, size: int = 10_000, **more: int) -> Code:
+        made = code(name, size, **more)
+        return made._replace(payload=noise.randbytes(size))
+
+    twice = noise.randbytes(3 * MEBIBYTE)
+    containers = [
+        container(some("sm_80", 5 * MEBIBYTE), some("sm_90", 4 * MEBIBYTE), some("compute_90", 90_000)),
+        container(some("sm_75"), some("sm_80", 4 * MEBIBYTE), some("compute_75"), some("compute_80")),
+        container(some("sm_90a", 70_000), some("sm_90", 5 * MEBIBYTE), some("sm_100f"), some("sm_103f")),
+        container(some("sm_101"), some("sm_110"), some("sm_87"), some("sm_86"), some("sm_90", 4095)),
+        container(*(code(name, 3 * MEBIBYTE)._replace(payload=twice) for name in ("sm_50", "sm_60"))),
+        container(some("sm_89", flags=DEBUG), some("sm_80"), some("sm_86", header_size=112)),
+    ]
+    return library(
+        Section(b".text", noise.randbytes(MEBIBYTE)),
+        Section(b".nv_fatbin", b"".join(containers[:3]) + container(some("sm_80"), magic=7) + containers[3]),
+        Section(b".data", bytes(100_000)),
+        Section(b"__nv_relfatbin", b"".join(containers[3:])),
+    )
+
+
 def fill(root: Path) -> None:
     """Packages with all that a manifest can hold, and models."""
     noise = random.Random(1)
@@ -170,6 +304,7 @@ def fill(root: Path) -> None:
     (package / "empty").touch()
     (package / "library.so").write_bytes(noise.randbytes(9 * MEBIBYTE) + bytes(MEBIBYTE))
     (package / "exactly.large").write_bytes(bytes(MEBIBYTE))
+    (package / "gpu.so").write_bytes(gpu_library(noise))
     (package / "tool").write_text("#!/bin/sh\n")
     (package / "tool").chmod(0o750)
     os.utime(package / "tool", ns=(-1, -1))
@@ -249,6 +384,41 @@ def test_it_takes_the_newest_packages_and_of_each_shared_path_the_newest(
     assert mine == kept(root)
 
 
+def test_it_reads_a_manifest_that_is_stored_by_what_differs_from_another(
+    packhorse: Packhorse, store: Path, root: Path, tmp_path: Path
+) -> None:
+    [(_, old)] = newest(store, "main", "packages")
+    (root / "packages/top.py").write_text("new")
+    push(packhorse, root, store)
+    (_, new), _ = newest(store, "main", "packages")
+    stored = (store / "manifests" / new).read_bytes()
+    assert stored.startswith(b"packhorse-manifest-delta\n" + bytes.fromhex(old))
+    assert len(stored) < len(raw_manifest(store, new)) // 8
+    mine = restored(store, "main", tmp_path / "mine")
+    del mine[b"packages"]
+    assert mine == kept(root)
+
+
+@pytest.mark.parametrize(("steps", "read"), [(4, True), (5, False)])
+def test_it_follows_as_many_bases_as_packhorse_does(
+    packhorse: Packhorse, store: Path, tmp_path: Path, steps: int, read: bool
+) -> None:
+    [(_, first)] = newest(store, "main", "packages")
+    manifest, placement = document(raw_manifest(store, first), (2,)), placement_of(store, first)
+    for step in range(steps):
+        base = raw_manifest(store, first)
+        manifest["platform"] = placement["platform"] = f"step {step}"
+        manifest["soabi"] = ""
+        first = put(store, "main", manifest, placement, base=base)
+    if read:
+        assert pulled(packhorse, store, "main", tmp_path / "theirs") == 0
+        assert files(restored(store, "main", tmp_path / "mine")) == files(tree(tmp_path / "theirs"))
+    else:
+        assert pulled(packhorse, store, "main", tmp_path / "theirs") == 4
+        with pytest.raises(RefusedError):
+            restored(store, "main", tmp_path / "mine")
+
+
 def test_it_reads_a_fold_as_packhorse_does(
     packhorse: Packhorse, store: Path, root: Path, tmp_path: Path
 ) -> None:
@@ -257,7 +427,7 @@ def test_it_reads_a_fold_as_packhorse_does(
     push(packhorse, root, store)
     # A fold of the first push alone: it is written last, but its entries keep the stamp that they had.
     [replaced] = [path for path in store.glob("tags/main/shared/*") if old in path.name]
-    _, manifest = document((store / "manifests" / old).read_bytes(), "manifest")
+    manifest = document(raw_manifest(store, old), (1, 2))
     manifest |= {"stamps": [old_stamp], "stamped": [0] * len(manifest["entries"])}
     name = put(store, "main", manifest, placement_of(store, old), kind="fold", absorbs=[replaced])
     assert newest(store, "main", "shared")[0][1] == name, "the newest entry"
@@ -311,11 +481,11 @@ def test_packs_are_named_and_filled_as_described(store: Path) -> None:
 def test_files_are_cut_as_described(store: Path) -> None:
     manifest, content = manifest_of(store, newest(store, "main", "packages")[0][1])
     files = [entry for entry in manifest["entries"] if entry[0] == "f"]
-    cuts: list[bytes] = []
+    cuts: list[tuple[bytes, str]] = []
     group: list[tuple[bytes, bytes]] = []
 
     def close() -> None:
-        cuts.append(b"".join(whole for _, whole in group))
+        cuts.append((b"".join(whole for _, whole in group), ""))
         group.clear()
 
     for _, path, _, _, size, _, pieces in files:
@@ -324,7 +494,7 @@ def test_files_are_cut_as_described(store: Path) -> None:
             for number, start, length in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True)
         )
         if size >= MEBIBYTE:
-            cuts += [whole[start : start + 8 * MEBIBYTE] for start in range(0, size, 8 * MEBIBYTE)]
+            cuts += gathered(whole)
         elif size:
             held = sum(len(each) for _, each in group)
             apart = bool(group) and path.split(b"/")[0] != group[-1][0].split(b"/")[0]
@@ -334,9 +504,21 @@ def test_files_are_cut_as_described(store: Path) -> None:
                 close()
             group.append((path, whole))
     close()
-    expected = dict.fromkeys((digest(raw), len(raw)) for raw in cuts)
-    assert [tuple(frame) for frame in manifest["frames"]] == list(expected)
+    expected: dict[tuple[bytes, int], str] = {}
+    for raw, label in cuts:
+        if expected.setdefault((digest(raw), len(raw)), label) != label:
+            expected[digest(raw), len(raw)] = ""
+    assert manifest["frames"] == [[*frame, label] for frame, label in expected.items()]
     assert len(expected) > 4, "several groups and several pieces"
+    labels = {label for *_, label in manifest["frames"]}
+    assert {"", "80-89", "90-99", "100-102,104-110", "101,110-119", "76-79,81-"} <= labels, (
+        "GPU code of every kind"
+    )
+    [library] = [entry for entry in files if entry[1] == b"package/gpu.so"]
+    ends: dict[int, set[int]] = {}
+    for frame, start, length in zip(library[6][::3], library[6][1::3], library[6][2::3], strict=True):
+        assert start in ends.get(frame, set()) | {0}
+        ends.setdefault(frame, set()).add(start + length)
 
 
 # --- unknown things, written into a store as the document says ---
@@ -350,10 +532,13 @@ def put(
     *,
     kind: str = "put",
     absorbs: list[Path] | None = None,
+    base: bytes = b"",
 ) -> str:
-    """Write a manifest, its placement and an entry newer than all; returns the manifest's name."""
+    """Write a manifest (by what differs from the raw bytes `base`), its placement and an entry newer than all; returns
+    the manifest's name."""
     raw = msgspec.msgpack.encode(manifest)
     name = digest(raw).hex()
+    difference = zstd.compress(raw, zstd_dict=zstd.ZstdDict(base, is_raw=True).as_prefix) if base else b""
     placement = {**placement, "manifest": digest(raw), "frames": manifest["frames"]}
     stamped = [*store.glob("tags/*/*/*"), *store.glob("placements/*/*")]
     stamp = min((path.name[:14] for path in stamped), default="50000000000000")
@@ -361,7 +546,9 @@ def put(
     body = {"snapshot": "", "absorbs": [str(path.relative_to(store)) for path in absorbs or []], "new": {}}
     entry = f"{stamp}-{kind}-{name}-{'0' * 64}-00000000"
     objects = {
-        f"manifests/{name}": b"packhorse-manifest\n" + zstd.compress(raw),
+        f"manifests/{name}": b"packhorse-manifest-delta\n" + digest(base) + difference
+        if base
+        else b"packhorse-manifest\n" + zstd.compress(raw),
         f"placements/{name}/{stamp}-00000000": b"packhorse-placement\n"
         + zstd.compress(msgspec.msgpack.encode(placement)),
         f"tags/{tag}/{manifest['kind']}/{entry}": json.dumps(body).encode(),
@@ -370,10 +557,6 @@ def put(
         (store / key).parent.mkdir(parents=True, exist_ok=True)
         (store / key).write_bytes(content)
     return name
-
-
-def placement_of(store: Path, name: str) -> dict[str, Any]:
-    return document(min((store / "placements" / name).iterdir()).read_bytes(), "placement")[1]
 
 
 def pulled(packhorse: Packhorse, store: Path, tag: str, root: Path) -> int:
@@ -389,7 +572,7 @@ IGNORED: dict[str, Change] = {
     "an item of a place": lambda manifest, placement: [p.append("red") for p in placement["places"]],
 }
 REFUSED: dict[str, Change] = {
-    "the format of a manifest": lambda manifest, placement: manifest.update(format=2),
+    "the format of a manifest": lambda manifest, placement: manifest.update(format=3),
     "the format of a placement": lambda manifest, placement: placement.update(format=2),
     "a kind of entry": lambda manifest, placement: manifest["entries"].append(["x", b"zebra", 0]),
     "a codec": lambda manifest, placement: [p.__setitem__(3, 2) for p in placement["places"]],
@@ -405,7 +588,7 @@ def test_what_is_unknown_is_ignored_or_refused_as_described(
     store = tmp_path / "store"
     push(packhorse, root_path, store)
     name = newest(store, "main", "shared")[0][1]
-    _, manifest = document((store / "manifests" / name).read_bytes(), "manifest")
+    manifest = document(raw_manifest(store, name), (1, 2))
     placement = placement_of(store, name)
     {**IGNORED, **REFUSED}[unknown](manifest, placement)
     put(store, "other", manifest, placement)
