@@ -13,7 +13,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,8 @@ import msgspec
 from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import access, apply, fingerprint, imports, requirements, slim, wheels
+from packhorse.install import access, apply, fingerprint, imports, lock, requirements, slim, wheels
+from packhorse.install.chosen import Chosen
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
@@ -93,6 +94,8 @@ def install(
         )
     config.environment.check_files()
     interpreter = worker_interpreter(config.environment.python, environ)
+    if config.environment.lock:
+        fingerprint.check_lock(config.environment, interpreter)
     wanted = fingerprint.fingerprint(config.environment, interpreter)
     with root.writing(on_wait):
         session.clean(root)
@@ -261,7 +264,10 @@ class _Installation:
             keep_downloads=environment.keep_downloads,
             sleep=self.sleep,
         )
-        if environment.requirements or environment.dependencies:
+        if environment.lock:
+            target = lock.target(self.interpreter, self.environ)
+            self._apply(engine, lock.chosen_by(environment.lock, target))
+        elif environment.requirements or environment.dependencies:
             self._bring_resolved(engine)
         return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
 
@@ -273,7 +279,12 @@ class _Installation:
             chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
         if chosen is None:
             engine.install(environment.requirements, environment.dependencies, self.staging)
-            return
+        else:
+            self._apply(engine, chosen)
+
+    def _apply(self, engine: Engine, chosen: Sequence[Chosen]) -> None:
+        environment = self.config.environment
+        lines = list(requirements.lines(environment.requirements))
         settings = access.pip_settings(engine.command.words, engine.pip_environ)
         texts = [*(line.text for line in lines), *environment.dependencies]
         applied = apply.apply(
