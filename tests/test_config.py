@@ -391,7 +391,7 @@ def test_missing_files_matter_when_they_are_needed_not_before(load: Load, tmp_pa
         ('[environment]\ndependencies = ["-r r.txt"]', "environment.dependencies[0]: expected a requirement"),
         ('[environment]\ndependencies = ["./a"]', "environment.dependencies[0]: expected a requirement"),
         ('[environment]\nkeep-downloads = "yes"', "environment.keep-downloads: expected true or false"),
-        ('[environment]\nengine = "uv"', 'environment.engine: expected "auto" or "pip", got "uv"'),
+        ('[environment]\nengine = "conda"', 'environment.engine: expected "auto" or "uv" or "pip", got "conda"'),
         ('[environment]\nprofile = "thin"', 'environment.profile: expected "full" or "slim", got "thin"'),
         ('[run]\nstart = "early"', 'run.start: expected "complete", got "early"'),
         ('[run]\non-missing = "wait"', 'run.on-missing: expected "install" or "fail", got "wait"'),

@@ -18,7 +18,7 @@ from packhorse import config_values as values
 from packhorse.config_values import Check, Place, printable
 from packhorse.errors import ConfigError
 
-Engine = Literal["auto", "pip"]
+Engine = Literal["auto", "uv", "pip"]
 Profile = Literal["full", "slim"]
 Start = Literal["complete"]
 OnMissing = Literal["install", "fail"]

@@ -22,7 +22,7 @@ import msgspec
 from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import access, apply, fingerprint, imports, lock, requirements, slim, wheels
+from packhorse.install import access, apply, fingerprint, imports, lock, requirements, slim, uv, wheels
 from packhorse.install.chosen import Chosen
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
@@ -276,7 +276,11 @@ class _Installation:
         lines = list(requirements.lines(environment.requirements))
         chosen = None
         if not any(_ONLY_PIP.search(line.text) for line in lines):
-            chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
+            settings = access.pip_settings(engine.command.words, engine.pip_environ)
+            if asked := uv.find(engine, environment.engine, lines, settings):
+                chosen = uv.resolve(asked, engine, environment.requirements, environment.dependencies)
+            else:
+                chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
         if chosen is None:
             engine.install(environment.requirements, environment.dependencies, self.staging)
         else:
