@@ -99,6 +99,7 @@ def test_every_key_can_be_a_variable(tmp_path: Path) -> None:
         "root": "/r",
         "environment.requirements": "a.txt, b.txt",
         "environment.dependencies": "torch>=2,<3, numpy, uvicorn[standard,extra]==1.*, old (>=1,<2); extra == 'x'",
+        "environment.lock": "pylock.toml",
         "environment.verify": "torch,PIL.Image",
         "environment.engine": "pip",
         "environment.python": "python3.12",
@@ -138,6 +139,7 @@ def test_every_key_can_be_a_variable(tmp_path: Path) -> None:
     assert loaded.environment == Environment(
         requirements=(f"{tmp_path}/a.txt", f"{tmp_path}/b.txt"),
         dependencies=requirements,
+        lock=f"{tmp_path}/pylock.toml",
         verify=("torch", "PIL.Image"),
         engine="pip",
         python="python3.12",
@@ -389,7 +391,7 @@ def test_missing_files_matter_when_they_are_needed_not_before(load: Load, tmp_pa
         ('[environment]\ndependencies = ["-r r.txt"]', "environment.dependencies[0]: expected a requirement"),
         ('[environment]\ndependencies = ["./a"]', "environment.dependencies[0]: expected a requirement"),
         ('[environment]\nkeep-downloads = "yes"', "environment.keep-downloads: expected true or false"),
-        ('[environment]\nengine = "uv"', 'environment.engine: expected "auto" or "pip", got "uv"'),
+        ('[environment]\nengine = "conda"', 'environment.engine: expected "auto" or "uv" or "pip", got "conda"'),
         ('[environment]\nprofile = "thin"', 'environment.profile: expected "full" or "slim", got "thin"'),
         ('[run]\nstart = "early"', 'run.start: expected "complete", got "early"'),
         ('[run]\non-missing = "wait"', 'run.on-missing: expected "install" or "fail", got "wait"'),
@@ -448,7 +450,7 @@ def test_an_error_names_the_file_the_key_and_what_is_allowed(
             "network.atempts: there is no such key. Did you mean attempts? Allowed here: attempts, timeout-small,",
         ),
         ("[network]\nlarge_size = 1", "network.large_size: there is no such key. Did you mean large-size?"),
-        ('[environment]\nlock = "l"', "environment.lock: there is no such key. Allowed here: requirements, dependencies,"),
+        ('[environment]\nlocks = "l"', "environment.locks: there is no such key. Did you mean lock? Allowed here: requirements,"),
         ('[run]\ngpu = "all"', "run.gpu: there is no such key. Allowed here: start, on-missing,"),
         (
             'environment.wheels = [{name = "a", links = "x"}]',

@@ -163,7 +163,7 @@ Told = Callable[..., None]
     [
         '[network]\nattempts = "three"',
         "[netwrk]\nattempts = 3",
-        '[environment]\nengine = "uv"',
+        '[environment]\nengine = "conda"',
         '[storage]\naccess-key = "x"',
     ],
 )

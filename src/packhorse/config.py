@@ -18,7 +18,7 @@ from packhorse import config_values as values
 from packhorse.config_values import Check, Place, printable
 from packhorse.errors import ConfigError
 
-Engine = Literal["auto", "pip"]
+Engine = Literal["auto", "uv", "pip"]
 Profile = Literal["full", "slim"]
 Start = Literal["complete"]
 OnMissing = Literal["install", "fail"]
@@ -41,6 +41,8 @@ class Environment(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fi
 
     requirements: tuple[str, ...] = ()
     dependencies: tuple[str, ...] = ()
+    lock: str = ""
+    """A pylock.toml (PEP 751); "" for none."""
     verify: tuple[str, ...] = ()
     engine: Engine = "auto"
     python: str = ""
@@ -54,7 +56,7 @@ class Environment(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fi
     @property
     def configured(self) -> bool:
         """Whether there is anything to install."""
-        return bool(self.requirements or self.dependencies or self.wheels)
+        return bool(self.requirements or self.dependencies or self.lock or self.wheels)
 
     def check_files(self) -> None:
         """Raise ConfigError unless every file and directory named here is there.
@@ -62,6 +64,7 @@ class Environment(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fi
         Not part of `load`: a worker that only restores needs none of the wheels.
         """
         named = [("requirements", path) for path in self.requirements]
+        named += [("lock", self.lock)] if self.lock else []
         for wheel in self.wheels:
             links = (link for link in wheel.find_links if "://" not in link)
             named += [("wheels", path) for path in (wheel.path, *links) if path]
@@ -199,6 +202,7 @@ _TABLES: dict[str, dict[str, Check]] = {
     "environment": {
         "requirements": values.list_of(values.file),
         "dependencies": values.list_of(values.requirement),
+        "lock": values.file,
         "verify": values.list_of(values.module),
         "engine": values.one_of(Engine),
         "python": values.interpreter,

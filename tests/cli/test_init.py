@@ -48,6 +48,7 @@ def test_every_key_of_the_written_file_is_accepted_and_shows_its_default(tmp_pat
     assert whole.environment == Environment(
         requirements=(f"{tmp_path}/requirements.txt",),
         dependencies=("torch==2.6.*", "transformers"),
+        lock=f"{tmp_path}/pylock.toml",
         verify=("torch", "transformers"),
         python="python3.12",
         slim_keep=("numpy/_core/include/*",),

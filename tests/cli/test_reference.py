@@ -18,6 +18,7 @@ from packhorse.cli import COMMANDS
 from packhorse.cli import packhorse as group
 from packhorse.doctor import Diagnosis
 from packhorse.install.environment import InstallResult
+from packhorse.install.locking import LockResult
 from packhorse.transfer.compare import Verification
 from packhorse.transfer.diff import Difference
 from packhorse.transfer.prune import PruneResult
@@ -89,6 +90,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
     ("name", "result"),
     [
         ("install", InstallResult),
+        ("lock", LockResult),
         ("push", PushResult),
         ("pull", PullResult),
         ("diff", Difference),

@@ -24,6 +24,7 @@ from packhorse.errors import EXIT_SUPERVISOR, ConfigError, PackhorseError  # noq
 COMMANDS = {
     "init": "Write a commented packhorse.toml.",
     "install": "Install the environment into the root and check it.",
+    "lock": "Write down exactly what is to be installed, in pylock.toml.",
     "push": "Save the root as a snapshot in the store.",
     "pull": "Restore a snapshot into the root.",
     "run": "Restore (or install and push), then run a command; back up when it ends.",

@@ -34,7 +34,7 @@ def command(reinstall: bool) -> None:
             f"{root.path} is being restored: a pull has not been finished.",
             "Run `packhorse pull` first, or `packhorse install --reinstall` to build the environment anew.",
         )
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     with console.progress() as progress:
         done = install(
             root,
@@ -48,7 +48,7 @@ def command(reinstall: bool) -> None:
     console.result(done, _table(done))
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
+def stop(number: int, frame: FrameType | None) -> NoReturn:
     """End by an exception, so that pip is stopped and nothing half done stays."""
     sys.exit(128 + number)
 

@@ -124,9 +124,10 @@ class Access(NamedTuple):
 
 
 def access(settings: Mapping[str, str], lines: Iterable[str], environ: Mapping[str, str]) -> Access:
-    """How to reach what pip's `settings` and the `lines` of requirements files name."""
+    """How to reach what pip's `settings`, the `lines` of requirements files and the variables of uv name."""
     users: dict[str, str] = {}
-    for text in (*settings.values(), *lines):
+    of_uv = [value for name, value in environ.items() if name.startswith("UV_") and "INDEX" in name]
+    for text in (*settings.values(), *lines, *of_uv):
         expanded = _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text)
         for _, user, netloc in _WITH_USER.findall(expanded):
             users.setdefault(netloc, user)

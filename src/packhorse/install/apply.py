@@ -302,7 +302,7 @@ class _Work:
                     {"url": without_credentials(chosen.url), "archive_info": origin}
                 )
             self.infos.append(
-                unpack.unpack(path, self._staging, self._engine.interpreter, metadata, self._check)
+                unpack.unpack(path, self._staging, self._engine.interpreter, metadata, digest, self._check)
             )
         finally:
             self._writing.discard(own)

@@ -13,7 +13,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,19 @@ import msgspec
 from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import access, apply, fingerprint, imports, requirements, scripts, slim, wheels
+from packhorse.install import (
+    access,
+    apply,
+    fingerprint,
+    imports,
+    lock,
+    requirements,
+    scripts,
+    slim,
+    uv,
+    wheels,
+)
+from packhorse.install.chosen import Chosen
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
@@ -93,6 +105,8 @@ def install(
         )
     config.environment.check_files()
     interpreter = worker_interpreter(config.environment.python, environ)
+    if config.environment.lock:
+        fingerprint.check_lock(config.environment, interpreter)
     wanted = fingerprint.fingerprint(config.environment, interpreter)
     with root.writing(on_wait):
         session.clean(root)
@@ -259,7 +273,10 @@ class _Installation:
             keep_downloads=environment.keep_downloads,
             sleep=self.sleep,
         )
-        if environment.requirements or environment.dependencies:
+        if environment.lock:
+            target = lock.target(self.interpreter, self.environ)
+            self._apply(engine, lock.chosen_by(environment.lock, target))
+        elif environment.requirements or environment.dependencies:
             self._bring_resolved(engine)
         return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
 
@@ -268,10 +285,19 @@ class _Installation:
         lines = list(requirements.lines(environment.requirements))
         chosen = None
         if not any(_ONLY_PIP.search(line.text) for line in lines):
-            chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
+            settings = access.pip_settings(engine.command.words, engine.pip_environ)
+            if asked := uv.find(engine, environment.engine, lines, settings):
+                chosen = uv.resolve(asked, engine, environment.requirements, environment.dependencies)
+            else:
+                chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
         if chosen is None:
             engine.install(environment.requirements, environment.dependencies, self.staging)
-            return
+        else:
+            self._apply(engine, chosen)
+
+    def _apply(self, engine: Engine, chosen: Sequence[Chosen]) -> None:
+        environment = self.config.environment
+        lines = list(requirements.lines(environment.requirements))
         settings = access.pip_settings(engine.command.words, engine.pip_environ)
         texts = [*(line.text for line in lines), *environment.dependencies]
         applied = apply.apply(

@@ -12,6 +12,7 @@ import msgspec
 from blake3 import blake3
 
 from packhorse.config import Environment, Wheel
+from packhorse.errors import ConfigError
 from packhorse.install import requirements
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import without_credentials
@@ -25,16 +26,16 @@ def fingerprint(environment: Environment, interpreter: Interpreter) -> str:
     """
     if not environment.configured:
         return ""
-    lines = {(line.kind, _plain(line.text)) for line in requirements.lines(environment.requirements)}
     document: dict[str, object] = {
-        "requirements": sorted(lines),
-        "dependencies": sorted({_plain(line) for line in environment.dependencies}),
+        **_wanted(environment),
         "wheels": [_wheel(wheel) for wheel in environment.wheels],
         "profile": environment.profile,
         "python": interpreter.minor,
         "soabi": interpreter.soabi,
         "platform": interpreter.platform,
     }
+    if environment.lock:
+        document["lock"] = blake3(requirements.read_bytes(environment.lock)).hexdigest()
     if environment.profile == "slim":
         document["slim"] = {
             "keep": sorted(environment.slim_keep),
@@ -42,6 +43,44 @@ def fingerprint(environment: Environment, interpreter: Interpreter) -> str:
             "rules": RULES,
         }
     return blake3(msgspec.json.encode(document, order="sorted")).hexdigest()
+
+
+def requirements_digest(environment: Environment, interpreter: Interpreter) -> str:
+    """BLAKE3 (hex) of what a lock file is made from: the requirements, for a Python and a platform."""
+    document = {
+        **_wanted(environment),
+        "python": interpreter.minor,
+        "platform": interpreter.platform,
+    }
+    return blake3(msgspec.json.encode(document, order="sorted")).hexdigest()
+
+
+def check_lock(environment: Environment, interpreter: Interpreter) -> None:
+    """Raise ConfigError where the lock file was made for other requirements than are configured.
+
+    A lock file of another tool tells nothing of that, and is taken as it is.
+    """
+    if not environment.lock:
+        raise ConfigError(
+            "No lock file is configured.",
+            'Run `packhorse lock`, and name the file: lock = "pylock.toml" under [environment].',
+        )
+    from packhorse.install import lock
+
+    made_for = lock.requirements_of(environment.lock)
+    if made_for and made_for != requirements_digest(environment, interpreter):
+        raise ConfigError(
+            f"{environment.lock} was made for other requirements, or for another Python or platform.",
+            "Run `packhorse lock`.",
+        )
+
+
+def _wanted(environment: Environment) -> dict[str, object]:
+    lines = {(line.kind, _plain(line.text)) for line in requirements.lines(environment.requirements)}
+    return {
+        "requirements": sorted(lines),
+        "dependencies": sorted({_plain(line) for line in environment.dependencies}),
+    }
 
 
 def _plain(line: str) -> str:

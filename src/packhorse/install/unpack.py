@@ -57,11 +57,12 @@ def unpack(
     directory: Path,
     interpreter: Interpreter,
     metadata: Mapping[str, bytes],
+    digest: str,
     before: Callable[[], None] = lambda: None,
 ) -> str:
     """Install the wheel's files, with `metadata` (name in its dist-info → content) besides, without bytecode.
 
-    Returns the name of its dist-info. `before` is called before each file, and may raise. Raises PackhorseError where the file is no whole wheel, OSError where it cannot be written.
+    Returns the name of its dist-info. `digest` is the wheel's SHA-256. `before` is called before each file, and may raise. Raises PackhorseError where the file is no whole wheel, OSError where it cannot be written.
     """
     import installer
     from installer.exceptions import InstallerError
@@ -69,7 +70,9 @@ def unpack(
 
     try:
         with WheelFile.open(wheel) as source:
-            installer.install(source, _destination(wheel, directory, interpreter, before), dict(metadata))
+            installer.install(
+                source, _destination(wheel, directory, interpreter, digest, before), dict(metadata)
+            )
             return source.dist_info_dir
     except (
         InstallerError,
@@ -85,11 +88,11 @@ def unpack(
 
 
 def _destination(
-    wheel: Path, directory: Path, interpreter: Interpreter, before: Callable[[], None]
+    wheel: Path, directory: Path, interpreter: Interpreter, digest: str, before: Callable[[], None]
 ) -> SchemeDictionaryDestination:
     from installer.destinations import SchemeDictionaryDestination
 
-    time = _time(wheel)
+    time = _time(wheel, digest)
 
     class Destination(SchemeDictionaryDestination):
         def write_to_fs(
@@ -118,13 +121,16 @@ def _destination(
     )
 
 
-def _time(wheel: Path) -> int:
-    """The time of a wheel's newest file, in seconds: its files get it, whatever the clock says now."""
+def _time(wheel: Path, digest: str) -> int:
+    """The time that a wheel's files get, in seconds: that of its newest file, less up to a day by its digest.
+
+    Many wheels have the same time in all versions; what is cached by time and size must not outlive a version.
+    """
     with zipfile.ZipFile(wheel) as archive:
-        return max(
-            (calendar.timegm((*each.date_time, 0, 0, 0)) for each in archive.infolist()),
-            default=0,
+        newest = max(
+            (calendar.timegm((*each.date_time, 0, 0, 0)) for each in archive.infolist()), default=86400
         )
+    return newest - int(digest[:8], 16) % 86400
 
 
 def compile_sources(

@@ -1,0 +1,186 @@
+"""Lock files: what was chosen ⇄ pylock.toml (PEP 751), for one Python on one platform.
+
+Promises that what is read is exact: one file with a hash for each distribution, and for this Python. Reads the
+lock files of other tools too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from packaging.utils import canonicalize_name
+
+from packhorse import config_values
+from packhorse.errors import ConfigError
+from packhorse.install.chosen import Chosen
+from packhorse.install.interpreter import Interpreter
+from packhorse.install.log import without_credentials
+
+if TYPE_CHECKING:
+    from packaging import pylock
+
+_TOOL = "packhorse"
+_ASK = """\
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from packaging import markers, tags
+print(json.dumps([dict(markers.default_environment()), [str(tag) for tag in tags.sys_tags()]]))
+"""
+_REMEDY = "Run `packhorse lock` where the worker's Python is."
+
+
+class Target(msgspec.Struct, frozen=True, array_like=True):
+    """What decides which files fit: the values of markers (PEP 508), and the tags of wheels, best first (PEP 425)."""
+
+    environment: dict[str, str]
+    tags: list[str]
+
+
+def target(interpreter: Interpreter, environ: Mapping[str, str]) -> Target:
+    """That of the worker's Python. Raises ConfigError where it does not answer."""
+    import packaging
+
+    library = os.path.dirname(os.path.dirname(packaging.__file__))
+    answer = subprocess.run(
+        [interpreter.path, "-I", "-c", _ASK, library],
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    try:
+        return msgspec.json.decode(answer.stdout, type=Target)
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            f"{interpreter.path} does not tell which wheels it takes.",
+            "Name the worker's Python by environment.python in the configuration.",
+        ) from error
+
+
+def encoded(chosen: Sequence[Chosen], target: Target, requirements: str) -> bytes:
+    """The lock file. `requirements` is the digest of what was resolved, kept in it. Every wheel has a hash."""
+    import tomli_w
+    from packaging import pylock
+    from packaging.markers import Marker
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
+
+    environment = target.environment
+    keys = ("implementation_name", "sys_platform", "platform_machine")
+    minor = environment["python_version"]
+    document = pylock.Pylock(
+        lock_version=Version("1.0"),
+        created_by="packhorse",
+        requires_python=SpecifierSet(f"=={minor}.*"),
+        environments=[Marker(" and ".join(f"{key} == {json.dumps(environment[key])}" for key in keys))],
+        packages=[_package(each) for each in sorted(chosen, key=lambda each: each.name)],
+        tool={_TOOL: {"requirements": requirements}},
+    )
+    document.validate()
+    return tomli_w.dumps(document.to_dict()).encode()
+
+
+def _package(chosen: Chosen) -> pylock.Package:
+    from packaging import pylock
+    from packaging.version import Version
+
+    name = canonicalize_name(chosen.name)
+    url = without_credentials(chosen.url)
+    direct = chosen.direct or {}
+    subdirectory = direct.get("subdirectory")
+    if vcs := direct.get("vcs_info"):
+        repository = pylock.PackageVcs(
+            type=vcs["vcs"],
+            url=url,
+            requested_revision=vcs.get("requested_revision"),
+            commit_id=vcs["commit_id"],
+            subdirectory=subdirectory,
+        )
+        return pylock.Package(name=name, vcs=repository)
+    if "dir_info" in direct:
+        editable = bool(direct["dir_info"].get("editable"))
+        directory = pylock.PackageDirectory(
+            path=str(chosen.local), editable=editable, subdirectory=subdirectory
+        )
+        return pylock.Package(name=name, directory=directory)
+    hashes, size = dict(chosen.hashes), chosen.size or None
+    if direct:
+        archive = pylock.PackageArchive(url=url, size=size, hashes=hashes, subdirectory=subdirectory)
+        return pylock.Package(name=name, version=Version(chosen.version), archive=archive)
+    if chosen.is_wheel:
+        wheel = pylock.PackageWheel(name=chosen.file, url=url, size=size, hashes=hashes)
+        return pylock.Package(name=name, version=Version(chosen.version), wheels=[wheel])
+    sdist = pylock.PackageSdist(name=chosen.file, url=url, size=size, hashes=hashes)
+    return pylock.Package(name=name, version=Version(chosen.version), sdist=sdist)
+
+
+def requirements_of(path: str) -> str:
+    """The digest of the requirements that a lock file was made from; "" for one of another tool."""
+    found = _read(path).get("tool", {}).get(_TOOL, {}).get("requirements", "")
+    return found if isinstance(found, str) else ""
+
+
+def chosen_by(path: str, target: Target) -> list[Chosen]:
+    """What a lock file says for the worker's Python. Raises ConfigError where it says nothing for that."""
+    from packaging import pylock
+    from packaging.tags import parse_tag
+
+    name = config_values.printable(path)
+    tags = [tag for text in target.tags for tag in parse_tag(text)]
+    try:
+        document = pylock.Pylock.from_dict(_read(path))
+        selected = list(document.select(environment=target.environment, tags=tags))  # type: ignore[arg-type]
+        return [_chosen(package, file, Path(path).parent) for package, file in selected]
+    except (pylock.PylockValidationError, pylock.PylockUnsupportedVersionError) as error:
+        raise ConfigError(f"{name} is not a lock file that can be read: {error}.", _REMEDY) from error
+    except pylock.PylockSelectError as error:
+        raise ConfigError(f"{name} has nothing for the worker's Python: {error}", _REMEDY) from error
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(
+            f"{config_values.printable(path)} cannot be read: {reason}.",
+            "Run `packhorse lock`, or correct environment.lock in the configuration.",
+        ) from error
+    return config_values.toml(text, config_values.printable(path))
+
+
+def _chosen(package: pylock.Package, file: object, base: Path) -> Chosen:
+    from packaging import pylock
+
+    version = str(package.version or "")
+    if isinstance(file, pylock.PackageVcs):
+        vcs = {"vcs": file.type, "commit_id": file.commit_id, "requested_revision": file.requested_revision}
+        direct: dict[str, Any] = {"vcs_info": {key: value for key, value in vcs.items() if value}}
+        return _direct(package.name, version, _url(file, base), direct, file.subdirectory)
+    if isinstance(file, pylock.PackageDirectory):
+        direct = {"dir_info": {"editable": True} if file.editable else {}}
+        return _direct(package.name, version, _url(file, base), direct, file.subdirectory)
+    if isinstance(file, pylock.PackageArchive):
+        direct = {"archive_info": {"hashes": dict(file.hashes)}}
+        chosen = _direct(package.name, version, _url(file, base), direct, file.subdirectory)
+        return msgspec.structs.replace(chosen, hashes=dict(file.hashes), size=file.size or 0)
+    assert isinstance(file, (pylock.PackageWheel, pylock.PackageSdist))
+    return Chosen(package.name, version, _url(file, base), dict(file.hashes), file.size or 0)
+
+
+def _direct(name: str, version: str, url: str, direct: dict[str, Any], subdirectory: str | None) -> Chosen:
+    if subdirectory:
+        direct["subdirectory"] = subdirectory
+    return Chosen(name, version, url, direct={**direct, "url": without_credentials(url)})
+
+
+def _url(file: Any, base: Path) -> str:
+    path = getattr(file, "path", None)
+    url: str | None = getattr(file, "url", None)
+    return Path(os.path.abspath(base / path)).as_uri() if path else url or ""
