@@ -148,8 +148,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         index: Index = self.server.index  # type: ignore[attr-defined]
-        *_, last = [part for part in unquote(self.path.partition("?")[0]).split("/") if part]
-        file = last + ("/" if self.path.endswith("/") else "")
+        path = unquote(self.path.partition("?")[0])
+        *_, last = [part for part in path.split("/") if part]
+        file = last + ("/" if path.endswith("/") else "")
         expected = "Basic " + base64.b64encode(index.credentials.encode()).decode()
         if index.credentials and self.headers["Authorization"] != expected:
             self._answer(401, b"")
@@ -169,8 +170,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._link(path) for path in sorted(index.directory.glob(f"{last.replace('-', '_')}-*.whl"))
             ]
             self._answer(200 if links else 404, "\n".join(links).encode(), kind="text/html")
-        elif (path := index.directory / file).is_file():
-            self._file(path.read_bytes(), fault, index)
+        elif (index.directory / file).is_file():
+            self._file((index.directory / file).read_bytes(), fault, index)
         else:
             self._answer(404, b"")
 

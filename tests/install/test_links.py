@@ -208,7 +208,7 @@ def test_a_page_that_does_not_come_is_given_up(notes: list[str]) -> None:
 
 @pytest.mark.parametrize(("code", "remedy"), [(404, "Correct find-links"), (401, "~/.netrc")])
 def test_what_does_not_pass_is_told_at_once(index: Index, notes: list[str], code: int, remedy: str) -> None:
-    index.fail("?token=secret", Status(code))
+    index.fail("foo/", Status(code))
     with pytest.raises(PackhorseError, match=f"the server answered {code}") as caught:
         _fetcher(notes).offered(f"http://{index.host}/foo/?token=secret")
     assert remedy in caught.value.remedy

@@ -19,9 +19,9 @@ from pathlib import Path
 from packhorse import atomic
 
 _PYTHON = re.compile(
-    # The first line, or what distlib writes where that would be too long or hold a space (execve(2)).
+    # The first line, or what distlib and installer write where that would be too long or hold a space (execve(2)).
     rb"#!\s*/[^\r\n]*/(?:python|pypy)[\d.]*[a-z]?(?P<options>[ \t][^\r\n]*)?\r?\n"
-    rb"|#!/bin/sh\r?\n'''exec' (?:\"[^\"\n]*\"|\S+)(?P<more>[^\n]*?) \"\$0\" \"\$@\"\r?\n' '''\r?\n"
+    rb"|#!/bin/sh\r?\n'''exec' (?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"'])+(?P<more>[^\n]*?) \"\$0\" \"\$@\"\r?\n' '''\r?\n"
 )
 _ENV = re.compile(rb"#!\s*/usr/bin/env (?:-S )?(?:python|pypy)[\d.]*(?P<options>[^\r\n]*)\r?\n")
 _OURS = re.compile(rb"#!/bin/sh\n'''exec' [^\n]*\n' '''  # packhorse(?P<options>[^\n]*)\n")
