@@ -1,7 +1,8 @@
 """Snapshots that were stored once, and have to stay readable: `golden/` has a store for each version of the format.
 
-`golden/2` was written by `write` below. `golden/1` was written when there was no code for some GPUs only. Where a test
-here fails, the format changed: it needs a new version number, and a reader for the old one.
+`golden/2` was written by `write` below. `golden/1` and `golden/1-gpu` were written by versions that knew no labels and
+cut every large file alike. Where a test here fails, the format changed: it needs a new version number, and a reader for
+the old one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.conftest import Packhorse
 from tests.snapshot.fatbins import Section, code, container, library
 from tests.snapshot.trees import listing
 from tests.transfer.workers import LONG_AGO, Worker, settle
@@ -30,6 +32,7 @@ PYTHON = Interpreter(
 class Golden(NamedTuple):
     """A store, and the names of what it holds."""
 
+    name: str
     format: int
     snapshot: str
     packages: str
@@ -39,16 +42,25 @@ class Golden(NamedTuple):
 
     @property
     def store(self) -> Path:
-        return Path(__file__).with_name("golden") / str(self.format)
+        return Path(__file__).with_name("golden") / self.name
 
 
 ONE = Golden(
+    "1",
     1,
     snapshot="d22c3db9360e250a0e02761af78c13400a5e483356c919d745a7c371be219750",
     packages="16dbfb35c65415dad656f551b07070dd0c96bb5f29010d7faed182741792c7ea",
     shared="bf2b7d4109a72e15d5424ae84993b9a6398322823d8ea33c56339eb67fe2856b",
 )
+ONE_GPU = Golden(
+    "1-gpu",
+    1,
+    snapshot="f9e0a858388e5268e95895309c0e5621c3b22f1cbebc3185af8b4f624d731e7b",
+    packages="bfbd42e8ad7c3ca5d6965c27f945d4bf9f683c168befec815af1a1e8177ea0f8",
+    shared=ONE.shared,
+)
 TWO = Golden(
+    "2",
     2,
     snapshot="82f10cc5bc3169343c475bedaa0aac3038c7df097366394520c6ea166db6222d",
     packages="2929efa190c8af6475af6ab5f8b7682a1756afac90dad6554c614340b4e628e4",
@@ -89,7 +101,7 @@ def fill(root: Path) -> None:
 
 
 def fill_with_gpu_code(root: Path) -> None:
-    """The tree of `golden/2`: also a library with code for GPUs."""
+    """The tree of the others: also a library with code for GPUs."""
     fill(root)
     for number in range(40):
         (root / f"packages/module{number}.py").write_bytes(b"%d\n" % number)
@@ -124,7 +136,7 @@ def write(store: Path, root: Path) -> Worker:
     return worker
 
 
-@pytest.fixture(params=[ONE, TWO], ids=["format 1", "format 2"])
+@pytest.fixture(params=[ONE, ONE_GPU, TWO], ids=lambda golden: golden.name)
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Each of the stores."""
     found: Golden = request.param
@@ -162,7 +174,7 @@ def test_a_golden_snapshot_is_restored_by_its_id(golden: Golden, worker: Worker)
     assert worker.pull(golden.snapshot[:12]).pulled == ["packages", "shared"]
 
 
-@pytest.mark.parametrize("golden", [ONE], ids=["format 1"], indirect=True)
+@pytest.mark.parametrize("golden", [ONE], ids=["1"], indirect=True)
 def test_what_an_older_version_pushed_is_built_upon(worker: Worker, tmp_path: Path) -> None:
     """Its frames are not sent again, and its manifest is what the next one is stored beside."""
     worker.pull()
@@ -172,6 +184,19 @@ def test_what_an_older_version_pushed_is_built_upon(worker: Worker, tmp_path: Pa
     another = Worker(tmp_path / "another", worker.storage, interpreter=PYTHON)
     another.pull()
     assert listing(another.path / "packages") == listing(worker.path / "packages")
+
+
+def test_without_an_index_a_restored_file_is_known_however_it_was_cut(
+    worker: Worker, packhorse: Packhorse
+) -> None:
+    worker.pull()
+    index = worker.path / ".packhorse/index"
+    index.unlink()
+    verified = packhorse("verify", "--root", worker.path, "--store", worker.storage.url)
+    assert verified.returncode == 0, verified.stderr
+    assert worker.pull().pulled == []
+    index.unlink()
+    assert worker.push().pushed == []
 
 
 def test_the_same_tree_still_gives_the_same_documents(tmp_path: Path) -> None:
@@ -192,7 +217,7 @@ def test_what_a_golden_manifest_says_can_be_read_without_packhorse(golden: Golde
 
     stored = (golden.store / "manifests" / golden.packages).read_bytes()
     magic, newline, body = stored.partition(b"\n")
-    if golden is ONE:
+    if golden.format == 1:
         assert (magic, newline) == (b"packhorse-manifest", b"\n")
         raw = zstd.decompress(body)
     else:

@@ -362,6 +362,23 @@ def test_after_another_boot_what_was_staged_is_proven_before_it_counts(
     assert persistent(second.path) == persistent(first.path)
 
 
+def test_of_equal_files_that_were_staged_before_another_boot_each_is_proven(
+    first: Worker, new_worker: NewWorker
+) -> None:
+    second = new_worker("second")
+    content = NOISE.randbytes(3 * MB)
+    for name in ("equal", "twin"):
+        first.write(f"packages/{name}", content)
+    settle(first.path / "packages")
+    journal = _staged(first, second)
+    header, _, body = journal.read_bytes().partition(b"\n")
+    journal.write_bytes(json.dumps({**json.loads(header), "boot": "another"}).encode() + b"\n" + body)
+    damaged = second.root.staging / "packages/equal"
+    damaged.write_bytes(bytes(3 * MB))
+    second.pull()
+    assert persistent(second.path) == persistent(first.path)
+
+
 def test_a_journal_of_something_else_is_not_believed(first: Worker, new_worker: NewWorker) -> None:
     second = new_worker("second")
     journal = _staged(first, second)

@@ -64,6 +64,11 @@ class Gathered(NamedTuple):
     gpus: str
     runs: list[tuple[int, int]]
 
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return sum(length for _, length in self.runs)
+
 
 class _Entry(NamedTuple):
     """What decides which GPUs read an entry: kind, architecture (90 for sm_90) and variant; 0 where unknown."""

@@ -51,6 +51,8 @@ Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
 
 
 _HOLE = bytes(frames.PIECE)
+_LAYOUT = b"+"
+"""Stands in what a large file contains before the digest that tells how it is cut; a plain cut has none."""
 _THREADS_MOST = 6
 """Each holds a frame as it was read and as it is stored."""
 
@@ -73,11 +75,13 @@ class Before(NamedTuple):
             for frame, inside in zip(manifest.frames, members(manifest.entries, len(manifest.frames)))
             if inside and inside[0].file.digest
         }
-        pieces = {
-            entry.path: (content_of(entry, manifest.frames), _gathered(entry, manifest.frames))
-            for entry in manifest.entries
-            if isinstance(entry, File) and any(manifest.frames[number].gpus for number in entry.pieces[::3])
-        }
+        pieces = {}
+        for entry in manifest.entries:
+            if isinstance(entry, File) and any(manifest.frames[number].gpus for number in entry.pieces[::3]):
+                cut = _gathered(entry)
+                if all(gathered.length == manifest.frames[number].length for number, gathered in cut):
+                    labelled = [each._replace(gpus=manifest.frames[number].gpus) for number, each in cut]
+                    pieces[entry.path] = content_of(entry, manifest.frames), labelled
         return cls(groups, pieces)
 
 
@@ -121,55 +125,91 @@ class _Job(NamedTuple):
 
 
 def content_of(file: File, manifest_frames: Sequence[Frame]) -> bytes:
-    """What a file contains, as the index keeps it: its digest, or the digests of its frames if it is large."""
+    """What a file contains, as the index keeps it: its digest, or the digests of its frames if it is large.
+
+    Two large files can be told to be equal by this only if they are cut alike, see `cut_alike`.
+    """
     if file.size < LARGE_FILE:
         return file.digest
-    runs = list(triples(file.pieces))
     return _content(
-        [manifest_frames[frame].digest for frame, offset, _ in runs if not offset],
-        [length for _, _, length in runs],
+        [(manifest_frames[frame], offset, length) for frame, offset, length in triples(file.pieces)]
     )
 
 
-def _content(digests: Sequence[bytes], runs: Sequence[int]) -> bytes:
-    """What a large file contains, by the digests of its frames; where they hold several runs of it (of these lengths
-    in bytes, in the order of the file) also a digest of those."""
-    layout = frames.digest_of(repr(list(runs)).encode()) if len(runs) > len(digests) else b""
-    return b"".join(digests) + layout
+def _content(runs: Sequence[tuple[Frame, int, int]]) -> bytes:
+    """What a large file contains, by its runs in their order: the frame, offset in it, length in bytes.
+
+    The digests of the frames. Where it is not simply cut into pieces, also what tells how it is cut.
+    """
+    digests = b"".join(frame.digest for frame, offset, _ in runs if not offset)
+    if all(not offset and length == frame.length for frame, offset, length in runs) and all(
+        length == frames.PIECE for *_, length in runs[:-1]
+    ):
+        return digests
+    numbers: dict[bytes, int] = {}
+    layout = [(numbers.setdefault(frame.digest, len(numbers)), *run) for frame, *run in runs]
+    return digests + _LAYOUT + frames.digest_of(repr(layout).encode())
 
 
-def _gathered(file: File, manifest_frames: Sequence[Frame]) -> list[Gathered]:
-    """How a large file was cut."""
-    cut: list[Gathered] = []
-    latest: dict[int, Gathered] = {}
+def cut_alike(content: bytes, other: bytes) -> bool:
+    """Whether two large files of the same size with these contents are cut at the same places."""
+    return len(content) == len(other) and (
+        (_is_plain(content) and _is_plain(other)) or content[-32:] == other[-32:]
+    )
+
+
+def _is_plain(content: bytes) -> bool:
+    """Whether a large file with this content is simply cut into pieces."""
+    return len(content) % 32 == 0
+
+
+def _gathered(file: File) -> list[tuple[int, Gathered]]:
+    """How a large file was cut: the number of the frame and what of the file is in it, for each. Without labels."""
+    cut: list[tuple[int, Gathered]] = []
+    ending: dict[tuple[int, int], list[Gathered]] = {}
     position = 0
     for frame, offset, length in triples(file.pieces):
-        if not offset:
-            latest[frame] = Gathered(manifest_frames[frame].gpus, [])
-            cut.append(latest[frame])
-        latest[frame].runs.append((position, length))
+        before = ending.get((frame, offset))
+        if before and offset:
+            gathered = before.pop()
+        else:
+            gathered = Gathered("", [])
+            cut.append((frame, gathered))
+        gathered.runs.append((position, length))
+        ending.setdefault((frame, offset + length), []).append(gathered)
         position += length
     return cut
 
 
-def content_on_disk(path: bytes, size: int) -> bytes:
-    """The same for a file on disk that should have `size` bytes. Raises OSError where it cannot be read."""
+def content_on_disk(path: bytes, size: int, like: File | None = None) -> bytes:
+    """The same for a file on disk that should have `size` bytes, cut as `like` is: by default as a writer cuts it.
+
+    Raises OSError where it cannot be read.
+    """
     if size < LARGE_FILE:
         with open(path, "rb") as file:
             return frames.digest_of(file.read(LARGE_FILE))
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        gathered = gpu.pieces(gpu.extents(descriptor, size), frames.PIECE)
-        runs = sorted(run for frame in gathered for run in frame.runs)
-        digests = [
-            frames.ZEROS
-            if _is_hole(descriptor, frame.runs)
-            else frames.digest_of(
-                b"".join(os.pread(descriptor, length, offset) for offset, length in frame.runs)
-            )
-            for frame in gathered
-        ]
-        return _content(digests, [length for _, length in runs])
+        cut = (
+            gpu.pieces(gpu.extents(descriptor, size), frames.PIECE)
+            if like is None
+            else [gathered for _, gathered in _gathered(like)]
+        )
+        runs: list[tuple[int, Frame, int, int]] = []
+        for gathered in cut:
+            if _is_hole(descriptor, gathered.runs):
+                digest = frames.ZEROS
+            else:
+                digest = frames.digest_of(
+                    b"".join(os.pread(descriptor, length, start) for start, length in gathered.runs)
+                )
+            frame, offset = Frame(digest, gathered.length), 0
+            for start, length in gathered.runs:
+                runs.append((start, frame, offset, length))
+                offset += length
+        runs.sort(key=lambda run: run[0])
+        return _content([(frame, offset, length) for _, frame, offset, length in runs])
     finally:
         os.close(descriptor)
 
@@ -251,7 +291,7 @@ def write(
 
     numbers: dict[bytes, int] = {}
     pieces: list[list[tuple[int, int, int, int]]] = [[] for _ in files]  # offset, frame, offset in it, length
-    digests: list[list[bytes]] = [[] for _ in files]
+    digests = [frames.digest_of(b"")] * len(files)  # of small files
     trusted = [index.digests(index_prefix + item.path, item.signature) for item in files]
     changed: set[int] = set()
     packed: set[bytes] = set()
@@ -262,9 +302,7 @@ def write(
         content, known = before.pieces.get(item.path, (b"", []))
         if known and content == trusted[number]:
             return known
-        if trusted[number] is not None and len(trusted[number] or b"") == 32 * -(
-            -item.signature.size // frames.PIECE
-        ):
+        if trusted[number] is not None and _is_plain(trusted[number] or b""):
             return gpu.pieces([gpu.Extent(0, item.signature.size, "")], frames.PIECE)
         try:
             with _opened(base, item) as descriptor:
@@ -283,7 +321,7 @@ def write(
             pieces[span.file].append((span.offset, number, offset, span.length))
             offset += span.length
         for file, member in zip(dict.fromkeys(span.file for span in cut.spans), member_digests):
-            digests[file].append(member)
+            digests[file] = member
         progress.advance(length)
 
     def collect(cut: Cut, job: _Job) -> None:
@@ -357,7 +395,11 @@ def write(
         if item.path not in torn and item.path not in unfinished:
             large = item.signature.size >= LARGE_FILE
             runs = sorted(pieces[number])
-            content = _content(digests[number], [length for *_, length in runs]) or frames.digest_of(b"")
+            content = (
+                _content([(written.frames[frame], offset, length) for _, frame, offset, length in runs])
+                if large
+                else digests[number]
+            )
             entry = File(
                 item.path, item.mode, item.signature.mtime, item.signature.size,
                 b"" if large else content, tuple(part for _, *piece in runs for part in piece),

@@ -160,7 +160,7 @@ def _check_file(path: bytes, name: str, winner: Winner, status: os.stat_result, 
     if not stat.S_ISREG(status.st_mode) or (isinstance(entry, File) and status.st_size != entry.size):
         return False
     found.bytes += status.st_size
-    if content_on_disk(path, status.st_size) != winner.content:
+    if content_on_disk(path, status.st_size, winner.file) != winner.content:
         if status.st_mtime_ns != winner.mtime:
             return False
         found.corrupt.append(name)

@@ -11,11 +11,11 @@ from packhorse import atomic
 from packhorse.errors import IntegrityError
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
-from packhorse.snapshot.frames import digest_of
+from packhorse.snapshot.frames import LARGE_FILE, digest_of
 from packhorse.snapshot.index import Index, now
 from packhorse.snapshot.manifest import Directory, Encoded, File, Frame, Manifest, Symlink
 from packhorse.snapshot.scan import Found, look, scan
-from packhorse.snapshot.writer import content_of, content_on_disk
+from packhorse.snapshot.writer import content_of, content_on_disk, cut_alike
 from packhorse.store import tags
 from packhorse.store.objects import Store
 
@@ -100,10 +100,13 @@ class Local:
         """What lies in `packages/`."""
         return scan(os.fsencode(self.root.packages))
 
-    def content(self, item: Found, prefix: bytes = b"") -> bytes | None:
+    def content(
+        self, item: Found, prefix: bytes = b"", *, expected: bytes = b"", like: File | None = None
+    ) -> bytes | None:
         """What a scanned path below `prefix` contains, as the index keeps it: see `snapshot.index.Content`.
 
-        A file that the index does not vouch for (after a crash, or just written) is read. None for what cannot be
+        A file that the index does not vouch for (after a crash, or just written) is read. So is a large one that may be
+        the file `like` with the content `expected`, where the index knows it by another cut. None for what cannot be
         read, or changes meanwhile.
         """
         path = prefix + item.path
@@ -116,10 +119,14 @@ class Local:
             if item.kind == "special":
                 return None
             known = self.index.digests(path, item.signature)
-            if known is None:
-                known = content_on_disk(whole, item.signature.size)
+            if like is not None and (like.size < LARGE_FILE or like.size != item.signature.size):
+                like = None
+            if known is None or (like is not None and not cut_alike(known, expected)):
+                read = content_on_disk(whole, item.signature.size, like)
                 after = look(self.base, path)
-                return known if after is not None and after.signature == item.signature else None
+                if after is None or after.signature != item.signature:
+                    return None
+                return read if known is None or read == expected else known
             return known
         except OSError:
             return None
@@ -130,11 +137,12 @@ class Local:
         if item.kind != "file" or not same:
             return False
         seen = now()
-        content = self.content(item, PACKAGES)
-        if content is None or content != content_of(entry, frames):
+        expected = content_of(entry, frames)
+        content = self.content(item, PACKAGES, expected=expected, like=entry)
+        if content is None or content != expected:
             return False
         path = PACKAGES + item.path
-        if self.index.digests(path, item.signature) is None:
+        if self.index.digests(path, item.signature) != content:
             self.index.add(path, item.signature, (content, item.mode), seen=seen)
         return True
 

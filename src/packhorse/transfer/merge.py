@@ -38,12 +38,12 @@ class Standing(enum.Enum):
 def standing(local: Local, item: Found, winner: Winner) -> Standing:
     """How `item`, a path of the shared directories, stands to the entry that counts for it."""
     seen = now()
-    content = local.content(item)
+    content = local.content(item, expected=winner.content, like=winner.file)
     if content is None:
         return Standing.CHANGED
     counts = winner.content, winner.mode
     if (content, item.mode) == counts or (item.path in _TOP and item.kind == "directory"):
-        if local.index.digests(item.path, item.signature) is None:
+        if local.index.digests(item.path, item.signature) != content:
             local.index.add(item.path, item.signature, (content, item.mode), seen=seen)
         return Standing.SAME
     if item.kind == "directory" and content != winner.content:

@@ -20,6 +20,8 @@ class Winner(NamedTuple):
     mode: int
     mtime: int
     """In nanoseconds; for a hard link that of its file."""
+    file: File | None
+    """The file that it is, or is a name of."""
 
 
 def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]:
@@ -30,18 +32,19 @@ def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]
     """
     winners: dict[bytes, Winner] = {}
     for stamp, digest, manifest in manifests:
-        files: dict[bytes, tuple[bytes, int, int]] = {}
+        files: dict[bytes, tuple[bytes, int, int, File | None]] = {}
         for number, entry in enumerate(manifest.entries):
             own = manifest.stamps[manifest.stamped[number]] if manifest.stamps else stamp
+            held: tuple[bytes, int, int, File | None]
             if isinstance(entry, File):
-                held = content_of(entry, manifest.frames), entry.mode, entry.mtime
+                held = content_of(entry, manifest.frames), entry.mode, entry.mtime, entry
                 files[entry.path] = held
             elif isinstance(entry, Hardlink):
                 held = files[entry.target]
             elif isinstance(entry, Symlink):
-                held = entry.target, 0, entry.mtime
+                held = entry.target, 0, entry.mtime, None
             else:
-                held = b"", entry.mode, entry.mtime
+                held = b"", entry.mode, entry.mtime, None
             present = winners.get(entry.path)
             if present is None or (own, digest) < (present.stamp, present.digest):
                 winners[entry.path] = Winner(own, digest, entry, *held)
