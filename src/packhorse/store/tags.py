@@ -13,7 +13,7 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, TypeVar
 
@@ -247,12 +247,20 @@ def _manifest(store: Store, digest: str, known: Callable[[str], Encoded | None],
     return documents.raw_manifest(stored, digest, known(base) or _manifest(store, base, known, bases - 1))
 
 
-def base_for(store: Store, digest: str, known: Callable[[str], Encoded | None]) -> Encoded | None:
-    """What a manifest much like `digest` is best stored beside: that one, or the one which it is stored beside itself."""
+def base_for(
+    store: Store, digest: str, known: Callable[[str], Encoded | None], condemned: Collection[str]
+) -> Encoded | None:
+    """What a manifest much like `digest` is best stored beside: that one, or the one which it is stored beside itself.
+
+    None where that is gone, or among the keys that are `condemned` and may soon be.
+    """
     length = len(documents.DELTA_MAGIC) + 32
     try:
         [head] = store.ranges(f"manifests/{digest}", [(0, length)])
         base = documents.base_of(bytes(head)) or digest
+        key = f"manifests/{base}"
+        if key in condemned or (base != digest and not store.has(key)):
+            return None
         return known(base) or get_manifest(store, base)
     except (NotFoundError, IntegrityError):
         return None

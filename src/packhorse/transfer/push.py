@@ -298,7 +298,11 @@ class _Push:
         if self.repair:
             self.store.put(f"manifests/{part.digest}", part.encoded.whole)
         else:
-            base = tags.base_for(self.store, part.before, self.local.encoded) if part.before else None
+            base = (
+                tags.base_for(self.store, part.before, self.local.encoded, self.condemned)
+                if part.before
+                else None
+            )
             if base and self.condemned.keys() & {f"manifests/{part.before}", f"manifests/{base.digest}"}:
                 base = None
             tags.put_manifest(self.store, part.encoded, base)
