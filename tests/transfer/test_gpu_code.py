@@ -128,11 +128,11 @@ def test_equal_code_under_different_labels_is_needed_by_all_that_need_either(
     codes = [code(name, MIB) for name in ("sm_80", "sm_90", "sm_80", "sm_90")]
     for number in range(4):
         codes[number] = codes[number]._replace(payload=same[:MIB] if number < 2 else same[MIB:])
-    worker.write("packages/equal.so", _library(codes))
+    worker.write("packages/equal.so", _library([*codes, _noise("sm_100")]))
     worker.write("packages/other.so", _library([codes[0], _noise("sm_90")]))
     settle(worker.path / "packages")
     worker.push()
-    assert {label for label, *_ in _runs(_manifest(worker), b"equal.so")} == {""}
+    assert {label for label, *_ in _runs(_manifest(worker), b"equal.so")} == {"", "100-110"}
     second = new_worker("second")
     second.pull()
     assert persistent(second.path) == persistent(worker.path)
