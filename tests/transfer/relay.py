@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-_CHUNK = 1 << 16
+_CHUNK, _PART = 1 << 16, 1 << 18
 
 
 class Relay:
     """`with Relay(endpoint) as relay`: `relay.endpoint` answers as the server does.
 
     Signatures hold, since the Host header is the server's own. `flip_after` turns one bit, once, of what the
-    server sends, after that many bytes.
+    server sends, after that many bytes. Of the answers with a part of a pack the first `stall` stop in the middle for as
+    long as the relay lives, and every `break_every`th breaks off there. After `gone_after` bytes there is no server any
+    more.
     """
 
-    def __init__(self, endpoint: str, *, flip_after: int = 0) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        flip_after: int = 0,
+        stall: int = 0,
+        break_every: int = 0,
+        gone_after: int = 0,
+    ) -> None:
         self.requested: list[str] = []
         """The paths of all GET requests."""
         self.received = 0
         """The bytes that the server sent."""
         self.flipped = False
+        self.stalled = self.broken = 0
+        """How many answers stopped, and broke off."""
+        self.at_once = self.most_at_once = 0
+        """Requests for parts of packs that are on their way, and the most that were at a time."""
         self._flip_after = flip_after
         self._lock = threading.Lock()
+        self._stall, self._break_every, self._gone_after = stall, break_every, gone_after
+        self._parts = 0
+        self._ended = threading.Event()
         host = urlsplit(endpoint).netloc
         relay = self
 
@@ -33,6 +52,9 @@ class Relay:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                if relay._ended.is_set():
+                    self.close_connection = True
+                    return
                 with relay._lock:
                     relay.requested.append(urlsplit(self.path).path)
                 connection = http.client.HTTPConnection(host, timeout=60)
@@ -41,6 +63,12 @@ class Relay:
                     connection.putheader(name, value)
                 connection.endheaders()
                 answer = connection.getresponse()
+                is_part = "/packs/" in self.path and (answer.length or 0) > _PART
+                with relay._counted(is_part) as spoilt:
+                    self._pass_on(answer, spoilt)
+                connection.close()
+
+            def _pass_on(self, answer: http.client.HTTPResponse, spoilt: bool) -> None:
                 self.send_response(answer.status)
                 for name, value in answer.getheaders():
                     self.send_header(name, value)
@@ -48,9 +76,13 @@ class Relay:
                 try:
                     while chunk := answer.read(_CHUNK):
                         self.wfile.write(relay._passed(chunk))
+                        if spoilt:
+                            relay._spoil()
+                        if spoilt or relay._ended.is_set():
+                            self.close_connection = True
+                            return
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
-                connection.close()
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -58,9 +90,37 @@ class Relay:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
+    @contextlib.contextmanager
+    def _counted(self, is_part: bool) -> Iterator[bool]:
+        """While an answer is on its way; tells whether it is to be spoilt."""
+        with self._lock:
+            self._parts += is_part
+            self.at_once += is_part
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            spoilt = is_part and (
+                self._parts <= self._stall or (self._break_every > 0 and self._parts % self._break_every == 0)
+            )
+        try:
+            yield spoilt
+        finally:
+            with self._lock:
+                self.at_once -= is_part
+
+    def _spoil(self) -> None:
+        """Stop where that is asked for; what comes next is the end of the connection."""
+        with self._lock:
+            stall = self.stalled < self._stall
+            self.stalled += stall
+            self.broken += not stall
+        if stall:
+            self._ended.wait()
+
     def _passed(self, chunk: bytes) -> bytes:
         with self._lock:
             self.received += len(chunk)
+            if self._gone_after and self.received > self._gone_after and not self._ended.is_set():
+                self._ended.set()
+                threading.Thread(target=self._close).start()
             if self._flip_after and not self.flipped and self.received > self._flip_after:
                 self.flipped = True
                 return bytes((chunk[0] ^ 1,)) + chunk[1:]
@@ -71,5 +131,9 @@ class Relay:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._close()
+
+    def _close(self) -> None:
         self._server.shutdown()
         self._server.server_close()

@@ -191,6 +191,7 @@ class _Line:
 
     def _request(self, batch: _Batch) -> None:
         task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))
+        task.add_done_callback(_heard)
         batch.asked = time.monotonic()
         batch.requests.add(task)
         self._active[task] = batch
@@ -252,6 +253,12 @@ class _Line:
     def _asked(self) -> list[_Batch]:
         """The batches that are asked for now, the one that waits longest first."""
         return sorted({id(batch): batch for batch in self._active.values()}.values(), key=lambda b: b.asked)
+
+
+def _heard(task: asyncio.Task[memoryview]) -> None:
+    """What a request failed with that nobody waits for any more is no news, which asyncio would print."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _write_what_comes(store: Store, line: _Line, progress: Progress) -> None:

@@ -1,0 +1,132 @@
+"""Requests on a bad line: what stalls or breaks off is asked for again, and memory stays bounded meanwhile."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import Packhorse
+from tests.servers import S3Server
+from tests.transfer.relay import Relay
+from tests.transfer.workers import Worker, persistent, settle
+
+from packhorse.config import Storage
+from packhorse.progress import Silent
+from packhorse.transfer import fetch
+
+MIB = 1 << 20
+NOISE = random.Random(17)
+
+
+@pytest.fixture(scope="module")
+def stored(seaweedfs: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    """A worker whose models, 80 MiB, are pushed."""
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}", endpoint=seaweedfs.endpoint)
+    worker = Worker(tmp_path_factory.mktemp("first") / "root", storage, seaweedfs.environ())
+    assert worker.root
+    for number in range(10):
+        worker.write(f"models/shard{number}", NOISE.randbytes(8 * MIB))
+    settle(worker.path / "models")
+    worker.push()
+    return worker
+
+
+@pytest.fixture
+def here(stored: Worker, tmp_path: Path) -> Iterator[Worker]:
+    """Another worker, still empty."""
+    yield Worker(tmp_path / "root", stored.storage, stored.environ)
+
+
+def _through(relay: Relay, worker: Worker) -> Worker:
+    return Worker(worker.path, Storage(url=worker.storage.url, endpoint=relay.endpoint), worker.environ)
+
+
+@pytest.mark.timeout(45)  # after 60 seconds without a byte the client gives up by itself
+def test_a_connection_that_stalls_is_asked_again_and_does_not_hold_the_pull(
+    stored: Worker, here: Worker
+) -> None:
+    with Relay(stored.storage.endpoint, stall=2) as relay:
+        _through(relay, here).pull()  # while the relay lives nothing more comes of those two
+        assert relay.stalled == 2
+    assert persistent(here.path) == persistent(stored.path)
+
+
+def test_connections_that_break_in_the_middle_are_asked_again(stored: Worker, here: Worker) -> None:
+    with Relay(stored.storage.endpoint, break_every=3) as relay:
+        _through(relay, here).pull()
+        assert relay.broken >= 3
+    assert persistent(here.path) == persistent(stored.path)
+
+
+def test_a_store_that_is_gone_for_good_ends_the_pull_with_6_and_what_came_is_kept(
+    stored: Worker, here: Worker, packhorse: Packhorse
+) -> None:
+    with Relay(stored.storage.endpoint, gone_after=40 * MIB) as relay:
+        where = {**stored.environ, "PACKHORSE_STORAGE_ENDPOINT": relay.endpoint}
+        done = packhorse("pull", "--json", "--root", here.path, "--store", here.storage.url, env=where)
+    assert done.returncode == 6, done.stderr
+    assert "cannot be reached" in json.loads(done.stdout)["error"]
+    assert "Traceback" not in done.stderr
+    assert "Task" not in done.stderr
+    assert here.names() == []
+    assert here.pull().transferred_bytes < 60 * MIB
+    assert persistent(here.path) == persistent(stored.path)
+
+
+class _Blocking(Silent):
+    """Lets nobody write any further until the relay has nothing more to do."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay, self.written, self.received_at_most = relay, 0, 0
+
+    def advance(self, count: int) -> None:
+        calm_since = time.monotonic()
+        while time.monotonic() < calm_since + 0.5:
+            if self.relay.at_once:
+                calm_since = time.monotonic()
+            time.sleep(0.01)
+        self.received_at_most = max(self.received_at_most, self.relay.received)
+        self.advance = lambda count: None  # type: ignore[method-assign]
+
+
+def test_no_more_is_asked_for_than_may_be_held_while_nothing_is_written(stored: Worker, here: Worker) -> None:
+    with Relay(stored.storage.endpoint) as relay:
+        progress = _Blocking(relay)
+        _through(relay, here).pull(progress=progress, threads=2, connections=32)
+    # each of the two that write has a batch; a request may be made twice where the first answer is late
+    assert fetch.HELD <= progress.received_at_most < fetch.HELD + 3 * fetch.BATCH < 80 * MIB
+    assert persistent(here.path) == persistent(stored.path)
+
+
+class _Threads(Silent):
+    """Which threads write."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def advance(self, count: int) -> None:
+        self.names.add(threading.current_thread().name)
+
+
+@pytest.mark.parametrize(("connections", "threads"), [(1, 1), (8, 3)])
+def test_the_numbers_of_requests_and_threads_can_be_pinned(
+    stored: Worker, here: Worker, connections: int, threads: int
+) -> None:
+    progress = _Threads()
+    with Relay(stored.storage.endpoint) as relay:
+        _through(relay, here).pull(progress=progress, connections=connections, threads=threads)
+    assert len(progress.names) <= threads
+    if connections == 1:
+        assert relay.most_at_once <= 2  # one that is overdue is asked for once more
+    else:
+        assert relay.most_at_once >= 3
+
+
+@pytest.mark.parametrize("flags", [["--connections", "0"], ["--threads", "65"], ["--threads", "many"]])
+def test_a_number_that_cannot_be_is_a_usage_error(packhorse: Packhorse, flags: list[str]) -> None:
+    assert packhorse("pull", *flags).returncode == 2
