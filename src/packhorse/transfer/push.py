@@ -303,8 +303,6 @@ class _Push:
                 if part.before
                 else None
             )
-            if base and self.condemned.keys() & {f"manifests/{part.before}", f"manifests/{base.digest}"}:
-                base = None
             tags.put_manifest(self.store, part.encoded, base)
 
     def _count(self, manifest: Manifest) -> None:
