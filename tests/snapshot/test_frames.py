@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.errors import IntegrityError
-from packhorse.snapshot import frames
+from packhorse.snapshot import frames, gpu
 from packhorse.snapshot.frames import LARGE_FILE, PIECE, RAW, ZSTD, Cut, Span, zstd
 
 paths = st.lists(
@@ -44,6 +44,33 @@ def test_every_byte_of_every_file_lies_in_exactly_one_frame(files: list[tuple[by
             assert span.offset == covered.get(span.file, 0)
             covered[span.file] = span.offset + span.length
     assert covered == {number: size for number, (_, size) in enumerate(files) if size}
+
+
+@given(trees, st.data())
+def test_every_byte_of_a_gathered_file_lies_in_exactly_one_frame_too(
+    files: list[tuple[bytes, int]], data: st.DataObject
+) -> None:
+    def gathered(number: int) -> list[gpu.Gathered]:
+        size, labels = files[number][1], ["", "80-89", "90-"]
+        edges = sorted(data.draw(st.lists(st.integers(1, size - 1), max_size=6, unique=True)))
+        extents = [
+            gpu.Extent(start, end - start, labels[place % 3])
+            for place, (start, end) in enumerate(zip([0, *edges], [*edges, size]))
+        ]
+        return gpu.pieces(extents, PIECE)
+
+    covered: dict[int, list[tuple[int, int]]] = {}
+    for each in frames.cut(files, gathered):
+        assert each.length <= PIECE
+        for span in each.spans:
+            covered.setdefault(span.file, []).append((span.offset, span.length))
+    assert covered.keys() == {number for number, (_, size) in enumerate(files) if size}
+    for number, runs in covered.items():
+        position = 0
+        for offset, length in sorted(runs):
+            assert offset == position
+            position += length
+        assert position == files[number][1]
 
 
 @given(trees)
@@ -91,10 +118,22 @@ def test_a_frame_comes_back_as_it_was(raw: bytes, level: int) -> None:
     assert bytes(frames.decompress(stored, codec, *proof, len(raw))) == raw
 
 
-def test_what_does_not_shrink_is_stored_as_it_is() -> None:
-    noise = random.Random(1).randbytes(10_000)
+@pytest.mark.parametrize("size", [10_000, PIECE])
+def test_what_does_not_shrink_is_stored_as_it_is(size: int) -> None:
+    noise = random.Random(1).randbytes(size)
     assert frames.compress(noise, 3) == (RAW, noise)
-    assert frames.compress(bytes(10_000), 3)[0] == ZSTD
+    assert frames.compress(bytes(size), 3)[0] == ZSTD
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_a_piece_of_which_a_part_shrinks_is_compressed(part: int) -> None:
+    """Samples are taken all over it."""
+    piece = bytearray(random.Random(1).randbytes(PIECE))
+    length = PIECE // 12
+    piece[part * length : (part + 1) * length] = bytes(length)
+    codec, stored = frames.compress(piece, 3)
+    assert codec == ZSTD
+    assert len(stored) < PIECE - length * 9 // 10
 
 
 def _refused(stored: bytes, codec: int, raw: bytes, *, digest: bytes = b"", length: int = -1) -> None:
@@ -168,8 +207,9 @@ except IntegrityError:
     [
         ("frames.decompress(bomb, frames.ZSTD, frames.digest_of(bomb), b'', 8 << 20)", 64),
         ("frames.decompress_document(bomb)", 150),
+        ("frames.decompress_document(bomb, b'base' * 1000)", 280),
     ],
-    ids=["frame", "document"],
+    ids=["frame", "document", "difference"],
 )
 def test_a_zip_bomb_is_refused_in_bounded_memory(call: str, megabytes: int, window: int) -> None:
     program = _MEMORY.replace("CALL", call).replace("WINDOW", str(window))

@@ -64,13 +64,18 @@ def test_a_manifest_comes_back_as_it_was_under_a_digest_of_its_own(manifest: Man
 @given(manifests())
 def test_the_pieces_of_every_frame_are_found_with_their_files(manifest: Manifest) -> None:
     inside = members(manifest.entries, len(manifest.frames))
-    sizes: dict[bytes, int] = {}
+    covered: dict[bytes, list[tuple[int, int]]] = {}
     for frame, held in zip(manifest.frames, inside):
         assert sum(member.length for member in held) == frame.length
-        for member in held:
-            assert member.file_offset == sizes.get(member.file.path, 0)
-            sizes[member.file.path] = member.file_offset + member.length
-    assert sizes == {e.path: e.size for e in manifest.entries if isinstance(e, File) and e.size}
+        for number, member in enumerate(held):
+            assert member.frame_offset == sum(before.length for before in held[:number])
+            covered.setdefault(member.file.path, []).append((member.file_offset, member.length))
+    sizes = {entry.path: entry.size for entry in manifest.entries if isinstance(entry, File) and entry.size}
+    assert covered.keys() == sizes.keys()
+    for path, runs in covered.items():
+        runs.sort()
+        assert [offset for offset, _ in runs] == [sum(n for _, n in runs[:i]) for i in range(len(runs))]
+        assert sum(length for _, length in runs) == sizes[path]
 
 
 @given(manifests(), st.data())
@@ -378,3 +383,77 @@ def test_bytes_made_to_break_the_reader_are_refused(raw: bytes) -> None:
         documents.decode_any_placement(
             _stored(raw.replace(b"\x02", b"\x01", 1), documents.PLACEMENT_MAGIC)[0]
         )
+
+
+# --- stored by what differs ---
+
+
+@given(manifests(), manifests())
+def test_a_manifest_comes_back_from_what_differs_from_any_other(one: Manifest, other: Manifest) -> None:
+    base, encoded = documents.encode(one), documents.encode(other)
+    stored = encoded.beside(base)
+    assert len(stored) <= len(encoded.whole)
+    named = documents.base_of(stored)
+    assert named in ("", base.digest)
+    assert documents.raw_manifest(stored, encoded.digest, base if named else None) == encoded
+
+
+MANY = msgspec.structs.replace(
+    SEED,
+    entries=tuple(
+        msgspec.structs.replace(_file(b"module%04d.py" % number), digest=frames.digest_of(b"%d" % number))
+        for number in range(500)
+    ),
+    stamps=(),
+    stamped=(),
+)
+FEW_CHANGED = msgspec.structs.replace(MANY, entries=(_file(b"a new one.py"), *MANY.entries[:-2]))
+
+
+def test_of_two_that_are_much_alike_little_is_stored() -> None:
+    base, encoded = documents.encode(MANY), documents.encode(FEW_CHANGED)
+    stored = encoded.beside(base)
+    assert documents.base_of(stored) == base.digest
+    assert len(stored) < len(encoded.whole) // 8
+    with pytest.raises(IntegrityError):
+        documents.raw_manifest(stored, encoded.digest)
+    for wrong in (encoded, documents.encode(SEED), documents.Encoded(base.digest, base.raw[:-1])):
+        with pytest.raises(IntegrityError):
+            documents.raw_manifest(stored, encoded.digest, wrong)
+
+
+@settings(max_examples=400)
+@given(changes)
+def test_whatever_the_bytes_of_a_difference_there_is_one_kind_of_error(
+    mutations: list[tuple[str, int, bytes]],
+) -> None:
+    base, encoded = documents.encode(MANY), documents.encode(FEW_CHANGED)
+    stored = _changed(encoded.beside(base), mutations)
+    try:
+        found = documents.raw_manifest(stored, encoded.digest, base if documents.base_of(stored) else None)
+    except IntegrityError:
+        return
+    assert found == encoded
+
+
+# --- the versions ---
+
+
+def test_a_manifest_of_format_1_has_frames_without_labels() -> None:
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(GOOD))
+    fields |= {"format": 1, "frames": [list(frame[:2]) for frame in fields["frames"]]}
+    manifest = _read(*_stored(fields))
+    assert (manifest.format, manifest.frames, manifest.entries) == (1, (FRAME,), GOOD.entries)
+    placed = Placement(manifest=b"", packs=(), frames=(FRAME,), places=())
+    plain = msgspec.msgpack.decode(msgspec.msgpack.encode(placed))
+    assert plain["format"] == documents.PLACEMENT_FORMAT == 1
+
+
+@pytest.mark.parametrize("label", ["90", "80-85,90-", "what nobody knows", "9" * 256])
+def test_a_label_is_kept_as_it_is(label: str) -> None:
+    manifest = msgspec.structs.replace(GOOD, frames=(Frame(b"f" * 32, 100, label),))
+    assert _read(*_stored(manifest)) == manifest
+
+
+def test_a_label_too_long_to_be_one_is_refused() -> None:
+    _refused(_file(), frames=(Frame(b"f" * 32, 100, "9" * 257),), match="frame")

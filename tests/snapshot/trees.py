@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from packhorse.snapshot import frames
+from packhorse.snapshot import frames, gpu
 from packhorse.snapshot.frames import LARGE_FILE, PIECE
 from packhorse.snapshot.manifest import Directory, Entry, File, Frame, Hardlink, Manifest, Symlink
 
@@ -48,18 +48,27 @@ def manifests(draw: st.DrawFn) -> Manifest:
         else:
             size = draw(st.integers(LARGE_FILE, 2 * PIECE) if which == "large" else st.integers(0, 2000))
             entries[path] = File(path, draw(modes), draw(times), size, b"", ())
-    return _with_frames(kind, [entries[path] for path in sorted(entries)])
+    labels = ["", draw(st.sampled_from(["", "80-89", "90-"])), ""]
+    return _with_frames(kind, [entries[path] for path in sorted(entries)], labels)
 
 
-def _with_frames(kind: Any, entries: list[Entry]) -> Manifest:
+def _with_frames(kind: Any, entries: list[Entry], labels: list[str]) -> Manifest:
     files = [entry for entry in entries if isinstance(entry, File)]
-    pieces: list[list[int]] = [[] for _ in files]
+    pieces: list[list[tuple[int, int, int, int]]] = [[] for _ in files]
+
+    def gathered(number: int) -> list[gpu.Gathered]:
+        size = files[number].size
+        third = size // 3
+        sizes = [third, third, size - 2 * third]
+        extents = [gpu.Extent(part * third, sizes[part], label) for part, label in enumerate(labels)]
+        return gpu.pieces(extents, PIECE)
+
     cut: list[Frame] = []
-    for number, each in enumerate(frames.cut([(file.path, file.size) for file in files])):
-        cut.append(Frame(number.to_bytes(32, "big"), each.length))
+    for number, each in enumerate(frames.cut([(file.path, file.size) for file in files], gathered)):
+        cut.append(Frame(number.to_bytes(32, "big"), each.length, each.gpus))
         offset = 0
         for span in each.spans:
-            pieces[span.file] += [number, offset, span.length]
+            pieces[span.file].append((span.offset, number, offset, span.length))
             offset += span.length
     whole: dict[bytes, Entry] = {
         file.path: File(
@@ -68,7 +77,7 @@ def _with_frames(kind: Any, entries: list[Entry]) -> Manifest:
             file.mtime,
             file.size,
             b"" if file.size >= LARGE_FILE else frames.digest_of(file.path),
-            tuple(own),
+            tuple(part for _, *piece in sorted(own) for part in piece),
         )
         for file, own in zip(files, pieces)
     }
