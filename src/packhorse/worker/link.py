@@ -1,0 +1,105 @@
+"""The link between the supervisor and the process that restores while the child runs.
+
+The restorer hands over copies of the descriptors that hold files back, says when the child may start, and which files
+are there. A side that dies is seen by the other as the end of the link.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+
+_MOST = 200
+"""Descriptors in one message; the kernel takes 253 (unix(7), SCM_MAX_FD)."""
+_LONGEST = 64 << 10
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
+    """From the restorer, with as many descriptors: hold these files back.
+
+    `numbers` name them in later messages; `programs` are those of them that somebody may execute.
+    """
+
+    numbers: tuple[int, ...]
+    programs: tuple[int, ...] = ()
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
+    """From the restorer: the child may start."""
+
+
+class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="arrived"):
+    """From the restorer, which has closed its own descriptors: these files are there, let go of them."""
+
+    numbers: tuple[int, ...]
+
+
+class Child(msgspec.Struct, frozen=True, array_like=True, tag="child"):
+    """From the supervisor: the child has started as this process, the leader of its own process group."""
+
+    pid: int
+
+
+Message: TypeAlias = Hold | Start | Arrived | Child
+
+
+class Link:
+    """One end. Messages arrive whole and in order."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    @classmethod
+    def pair(cls) -> tuple[Link, Link]:
+        """Two ends joined; both are closed on exec."""
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(one), cls(other)
+
+    @classmethod
+    def inherited(cls, descriptor: int) -> Link:
+        """The end that this process was started with."""
+        end = socket.socket(fileno=descriptor)
+        end.set_inheritable(False)
+        return cls(end)
+
+    def fileno(self) -> int:
+        """The descriptor of this end."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """The other side sees the end of the link."""
+        self._socket.close()
+
+    def send(self, message: Message) -> None:
+        """Send a message; waits while the other side is behind. Raises OSError where it is gone."""
+        self._socket.send(msgspec.msgpack.encode(message))
+
+    def hold(self, held: Sequence[tuple[int, int, bool]]) -> None:
+        """Hand over files as (number, descriptor, whether it may be executed). Raises OSError."""
+        for start in range(0, len(held), _MOST):
+            part = held[start : start + _MOST]
+            message = Hold(
+                tuple(number for number, _, _ in part),
+                tuple(number for number, _, program in part if program),
+            )
+            descriptors = array.array("i", [descriptor for _, descriptor, _ in part])
+            self._socket.sendmsg(
+                [msgspec.msgpack.encode(message)],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)],
+            )
+
+    def receive(self, *, wait: bool = True) -> tuple[Message, list[int]] | None:
+        """The next message and the descriptors that came with it, in the order of its numbers; None at the end.
+
+        Raises BlockingIOError where there is none yet and it should not wait.
+        """
+        content, descriptors, _, _ = socket.recv_fds(
+            self._socket, _LONGEST, _MOST, 0 if wait else socket.MSG_DONTWAIT
+        )
+        if not content:
+            return None
+        return msgspec.msgpack.decode(content, type=Message), descriptors
