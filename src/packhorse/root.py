@@ -34,7 +34,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     `state` is one of empty, partial, sparse, complete. `fingerprint`, `soabi` and `platform` tell what made
     `packages/`; `manifest` is the digest of the packages manifest it equals ("" while it was never pushed),
     `shared` those of the shared manifests restored, `snapshot` the id of the whole. `boot` is the kernel's
-    boot id when the state was written: after another boot unflushed bytes may be lost, unless `durable`.
+    boot id when the state was written: after another boot unflushed bytes may be lost, unless `durable`. `gpus` are
+    compute capabilities (90 for 9.0): `packages/` may lack code that none of these needs; with none it lacks nothing.
     """
 
     state: str = "empty"
@@ -44,6 +45,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     manifest: str = ""
     shared: tuple[str, ...] = ()
     snapshot: str = ""
+    gpus: tuple[int, ...] = ()
     boot: str = ""
     durable: bool = False
 

@@ -1,7 +1,8 @@
 """Frames → files: rebuilds a tree in a private directory, resumable after a kill at any moment.
 
-Promises that `finish` returns only when every wanted entry is there with its bytes, mode and times. The bytes
-come already proven (frames.decompress). Knows no network, and nothing of where the tree goes afterwards.
+Promises that `finish` returns only when every wanted entry is there with its bytes, mode and times, but for the large
+files that are held open: those have their size, mode and times from the start, and their bytes come when they come. The
+bytes come already proven (frames.decompress). Knows no network, and nothing of where the tree goes afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -66,6 +68,14 @@ class Tree:
         self._log = -1
         self.signatures: dict[bytes, Signature] = {}
         """Of the files written here, as they are now; without those that have several names."""
+        self.held: dict[bytes, int] = {}
+        """Large files that are brought through a descriptor kept open, wherever they are meanwhile."""
+        self.on_arrival: Callable[[bytes, int], None] = lambda path, descriptor: os.close(descriptor)
+        """Called from `put` when a held file is whole, with its descriptor, which is to be closed."""
+        self._held_files: dict[bytes, File] = {}
+        self._missing: dict[bytes, int] = {}
+        """The number of frames that a held file still lacks."""
+        self._settled: set[bytes] = set()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -82,8 +92,10 @@ class Tree:
             for member in inside
         )
 
-    def prepare(self) -> list[int]:
+    def prepare(self, hold: Collection[bytes] = ()) -> list[int]:
         """Create directories, large files at their size and empty files; returns the frames still to bring.
+
+        Of the large files the paths `hold` get their mode and times now and are kept open in `held`.
 
         What an earlier, killed attempt brought counts when it was of this boot, and is read and proven when
         it was of another. A leftover of anything else is removed.
@@ -109,21 +121,72 @@ class Tree:
         for file in self._files:
             if not file.size or file.size >= frames.LARGE_FILE:
                 self._make_parents(file.path)
-                descriptor = self._open(file.path, 0)
+                held = file.path in hold
+                descriptor = self._open(file.path, 0, os.O_RDWR if held else os.O_WRONLY)
                 os.ftruncate(descriptor, file.size)
-                if not file.size:
+                if held or not file.size:
                     self._settle(descriptor, file)
-                os.close(descriptor)
+                if held:
+                    self.held[file.path] = descriptor
+                    self._held_files[file.path] = file
+                    self._settled.add(file.path)
+                else:
+                    os.close(descriptor)
         self._log = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         done |= self._holes  # the files have their size: what is not written reads as zeros
         return [number for number, inside in enumerate(self._members) if inside and number not in done]
 
+    @property
+    def late(self) -> Collection[bytes]:
+        """The files that were held when the tree was prepared."""
+        return self._held_files.keys()
+
+    @cached_property
+    def large(self) -> dict[bytes, File]:
+        """The large files that are not kept."""
+        return {file.path: file for file in self._files if file.size >= frames.LARGE_FILE}
+
+    def paths(self, number: int) -> set[bytes]:
+        """The files that need the frame `number`."""
+        return {member.file.path for member in self._members[number]}
+
+    def numbers(self, path: bytes) -> set[int]:
+        """The frames that a file to hold needs."""
+        return set(self._held_files[path].pieces[::3])
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Held files are whole when these frames have come; those that lack none are whole now."""
+        for path in self.held:
+            self._missing[path] = 0
+        for number in numbers:
+            for path in self.paths(number):
+                if path in self._missing:
+                    self._missing[path] += 1
+        for path in [path for path, missing in self._missing.items() if not missing]:
+            self._arrive(path)
+
+    def _arrive(self, path: bytes) -> None:
+        with self._lock:
+            descriptor = self.held.pop(path)
+        self.signatures[path] = signature_of(os.fstat(descriptor))
+        self.on_arrival(path, descriptor)
+
     def put(self, number: int, raw: frames.Bytes) -> None:
         """Write what the frame `number` holds for this tree. Callable from several threads."""
         view = memoryview(raw)
+        whole_now: list[bytes] = []
         for path, inside in itertools.groupby(self._members[number], key=lambda member: member.file.path):
             runs = list(inside)
             file = runs[0].file
+            if (held := self.held.get(path)) is not None:
+                for run in runs:
+                    write_at(held, view[run.frame_offset : run.frame_offset + run.length], run.file_offset)
+                with self._lock:  # who looks at the file meanwhile sees the times that it will have
+                    os.utime(held, ns=(file.mtime, file.mtime))
+                    self._missing[path] -= 1
+                    if not self._missing[path]:
+                        whole_now.append(path)
+                continue
             whole = len(runs) == 1 and runs[0].length == file.size
             descriptor = self._open(path, os.O_TRUNC if whole else 0)
             try:
@@ -131,13 +194,16 @@ class Tree:
                     os.ftruncate(descriptor, file.size)
                 for run in runs:
                     part = view[run.frame_offset : run.frame_offset + run.length]
-                    _write(descriptor, part, run.file_offset)
+                    write_at(descriptor, part, run.file_offset)
                 if whole:
                     self._settle(descriptor, file)
             finally:
                 os.close(descriptor)
         with self._lock:
-            os.write(self._log, number.to_bytes(4, "little"))
+            if self._log >= 0:
+                os.write(self._log, number.to_bytes(4, "little"))
+        for path in whole_now:
+            self._arrive(path)
 
     def finish(self) -> None:
         """Give large files, links and directories what can only be given at the end. The journal stays, so that
@@ -145,9 +211,11 @@ class Tree:
 
         Directories of a tree that is only a part stay open: its files are moved out of them.
         """
-        os.close(self._log)
+        with self._lock:
+            os.close(self._log)
+            self._log = -1
         for file in self._files:
-            if file.size >= frames.LARGE_FILE:
+            if file.size >= frames.LARGE_FILE and file.path not in self._settled:
                 self._settle_again(file)
         for entry in self.entries:
             if isinstance(entry, (Symlink, Hardlink)):
@@ -234,8 +302,8 @@ class Tree:
         if not os.path.isdir(parent):
             os.makedirs(parent, 0o700, exist_ok=True)
 
-    def _open(self, path: bytes, flags: int) -> int:
-        flags |= os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    def _open(self, path: bytes, flags: int, access: int = os.O_WRONLY) -> int:
+        flags |= access | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return os.open(self._at(path), flags, 0o600)
         except PermissionError:  # a read-only file that a killed attempt had already settled
@@ -293,7 +361,8 @@ def _chosen(manifest: Manifest, wanted: Collection[bytes]) -> list[Entry]:
     ]
 
 
-def _write(descriptor: int, part: memoryview, offset: int) -> None:
+def write_at(descriptor: int, part: memoryview, offset: int) -> None:
+    """Write all of `part` at `offset`."""
     while part:
         count = os.pwrite(descriptor, part, offset)
         part = part[count:]

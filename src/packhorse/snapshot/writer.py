@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from packhorse.errors import PackhorseError
 from packhorse.progress import Progress
 from packhorse.snapshot import frames, gpu
 from packhorse.snapshot.frames import LARGE_FILE, Cut, Span
@@ -36,7 +37,7 @@ from packhorse.snapshot.manifest import (
     members,
     triples,
 )
-from packhorse.snapshot.scan import Found, signature_of
+from packhorse.snapshot.scan import Found, readable, signature_of
 from packhorse.watch import processors
 from packhorse.watch.memory import keep_freed
 
@@ -181,10 +182,12 @@ def _gathered(file: File) -> list[tuple[int, Gathered]]:
     return cut
 
 
-def content_on_disk(path: bytes, size: int, like: File | None = None) -> bytes:
+def content_on_disk(
+    path: bytes, size: int, like: File | None = None, holes: Mapping[int, bytes] | None = None
+) -> bytes:
     """The same for a file on disk that should have `size` bytes, cut as `like` is: by default as a writer cuts it.
 
-    Raises OSError where it cannot be read.
+    Frames of `like` that are `holes` (number → digest) are not read. Raises OSError where it cannot be read.
     """
     if size < LARGE_FILE:
         with open(path, "rb") as file:
@@ -192,13 +195,15 @@ def content_on_disk(path: bytes, size: int, like: File | None = None) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         cut = (
-            gpu.pieces(gpu.extents(descriptor, size), frames.PIECE)
+            [(-1, gathered) for gathered in gpu.pieces(gpu.extents(descriptor, size), frames.PIECE)]
             if like is None
-            else [gathered for _, gathered in _gathered(like)]
+            else _gathered(like)
         )
         runs: list[tuple[int, Frame, int, int]] = []
-        for gathered in cut:
-            if _is_hole(descriptor, gathered.runs):
+        for number, gathered in cut:
+            if holes and number in holes:
+                digest = holes[number]
+            elif _is_hole(descriptor, gathered.runs):
                 digest = frames.ZEROS
             else:
                 digest = frames.digest_of(
@@ -265,13 +270,15 @@ def write(
     threads: int | None = None,
     deadline: float | None = None,
     taken: Collection[str] = (),
+    holes: Collection[bytes] = (),
 ) -> Written:
     """Read `found` below `base` and hand `sink` the packs (name, content) of frames not in `existing`.
 
     Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
     (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
     many as there are processors. After `deadline` (time.monotonic) no further frame is begun. No pack gets a name that is
-    `taken`. Raises what `sink` raises.
+    `taken`. Frames with the digests `holes` are not on this disk. Raises what `sink` raises, and PackhorseError where one
+    of those has to be read.
     """
     started = now()  # what changed shortly before may change again while it is read
     written = Written()
@@ -343,6 +350,11 @@ def write(
             known = [trusted[span.file] for span in cut.spans]
             members_known = [member or b"" for member in known]
             digest = before.groups.get(frames.group_digest(members_known))
+        if digest in holes and digest not in existing:
+            raise PackhorseError(
+                f"{readable(files[cut.spans[0].file].path)} lacks code for other GPUs, and the store does not have it either.",
+                "Run `packhorse pull` with the store that has it first.",
+            )
         return (digest, members_known) if all(known) and digest and digest in existing else None
 
     def read(cut: Cut) -> _Job:

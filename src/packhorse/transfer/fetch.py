@@ -1,6 +1,6 @@
-"""Frames from the store into trees: neighbours in one request, several requests at a time, all bytes proven.
+"""Frames from the store into files: neighbours in one request, several requests at a time, all bytes proven.
 
-One thread asks, and asks again what is overdue or broke off; others prove, decompress and write. Promises bounded
+What comes first is asked for first, and what somebody waits for before everything else. One thread asks, and asks again what is overdue or broke off; others prove, decompress and write. Promises bounded
 memory: HELD bytes asked for and not yet written, and one raw frame for each writing thread.
 """
 
@@ -13,15 +13,15 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from packhorse.errors import MEND, IntegrityError
 from packhorse.progress import Progress
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Frame
-from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.writer import Placed
 from packhorse.store import condemned
 from packhorse.store.objects import NotFoundError, Store, UnreachableError
@@ -42,14 +42,55 @@ _TICK = 0.1
 """Seconds between two looks for what is overdue."""
 
 
+class Destination(Protocol):
+    """Where frames go."""
+
+    def put(self, number: int, raw: frames.Bytes) -> None:
+        """Write what the frame `number` holds. Callable from several threads."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """One frame on its way into one tree."""
+    """One frame on its way."""
 
-    tree: Tree
+    tree: Destination
     number: int
     frame: Frame
     placed: Placed
+    rank: int = 0
+    """Lower ones are asked for first."""
+
+
+class Wanted:
+    """Frames that somebody waits for, told to a `fetch` that is on its way, from any thread.
+
+    `patient` holds back what nobody waits for: "never" asks for none of it, "slowly" for little at a time.
+    """
+
+    def __init__(self, patient: str = "") -> None:
+        self.patient = patient
+        self.wake: Callable[[], None] = lambda: None
+        """Set by the fetch that listens."""
+        self.stopped = False
+        self._keys: queue.SimpleQueue[list[tuple[int, int]]] = queue.SimpleQueue()
+
+    def add(self, tree: Destination, numbers: Iterable[int]) -> None:
+        """These frames are to be asked for next, after those that were wanted before."""
+        self._keys.put([(id(tree), number) for number in numbers])
+        self.wake()
+
+    def stop(self) -> None:
+        """Have the fetch end as it is."""
+        self.stopped = True
+        self.wake()
+
+    def taken(self) -> list[tuple[int, int]]:
+        """What was added since the last call, as (id of the destination, number)."""
+        keys: list[tuple[int, int]] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                keys += self._keys.get_nowait()
+        return keys
 
 
 @dataclass
@@ -80,14 +121,15 @@ def fetch(
     *,
     connections: int | None = None,
     threads: int | None = None,
+    wanted: Wanted | None = None,
 ) -> int:
-    """Bring every job's frame into its tree; returns the bytes requested.
+    """Bring every job's frame where it goes; returns the bytes requested.
 
     `connections` and `threads` pin the number of requests at a time and of threads that write; without them both
     follow from the line and the processors. Raises IntegrityError for what is not what its digest says, and
     StorageError.
     """
-    waiting = sorted(jobs, key=lambda job: (job.placed.pack, job.placed.offset))
+    waiting = sorted(jobs, key=lambda job: (job.rank, job.placed.pack, job.placed.offset))
     if not waiting:
         return 0
     keep_freed()
@@ -96,10 +138,10 @@ def fetch(
     except NotFoundError as error:
         raise _missing(waiting[0]) from error
     writers = threads or min(processors.usable() + 1, WRITERS_MOST)
-    batches = _batches(waiting, whole_packs=not ranged)
     if not ranged:
-        return _fetch_whole_packs(store, batches, progress, writers)
-    line = _Line(store, batches, connections, writers)
+        waiting.sort(key=lambda job: (job.placed.pack, job.placed.offset))
+        return _fetch_whole_packs(store, _batches(waiting, whole_packs=True), progress, writers)
+    line = _Line(store, _batches(waiting, whole_packs=False), connections, writers, wanted or Wanted())
     with ThreadPoolExecutor(writers + 1, thread_name_prefix="fetch") as pool:
         asking: Future[None] = pool.submit(lambda: asyncio.run(line.run()))
         writing = [pool.submit(_write_what_comes, store, line, progress) for _ in range(writers)]
@@ -118,7 +160,12 @@ class _Line:
     """The requests on their way to the store. `run` is the only thing that runs in its thread."""
 
     def __init__(
-        self, store: Store, batches: Sequence[_Batch], connections: int | None, writers: int
+        self,
+        store: Store,
+        batches: Sequence[_Batch],
+        connections: int | None,
+        writers: int,
+        wanted: Wanted,
     ) -> None:
         self.arrived: queue.SimpleQueue[tuple[_Batch, memoryview] | None] = queue.SimpleQueue()
         """Batches with their bytes; None tells one writer that nothing more comes."""
@@ -126,6 +173,9 @@ class _Line:
         self._store, self._writers = store, writers
         self._started = time.monotonic()
         self._pending = deque(batches)
+        self._urgent: deque[_Batch] = deque()
+        self._wanted = wanted
+        self._of = {(id(job.tree), job.number): batch for batch in batches for job in batch.jobs}
         self._left = len(batches)
         self._delayed: list[tuple[float, _Batch]] = []
         self._active: dict[asyncio.Task[memoryview], _Batch] = {}
@@ -160,8 +210,9 @@ class _Line:
     async def run(self) -> None:
         """Ask for everything, then tell the writers to end. Raises what a batch fails with for good."""
         self._loop = asyncio.get_running_loop()
+        self._wanted.wake = self._wake
         try:
-            while self._left and not self._stopped:
+            while self._left and not (self._stopped or self._wanted.stopped):
                 self._ask()
                 await self._something_happens()
                 self._settle()
@@ -180,14 +231,31 @@ class _Line:
         now = time.monotonic()
         due = [batch for when, batch in self._delayed if when <= now]
         self._delayed = [each for each in self._delayed if each[0] > now]
-        self._pending.extendleft(due)
-        while self._pending and len(self._active) < self._pace.limit:
-            size = self._pending[0].size
+        self._urgent.extendleft(due)
+        self._prefer()
+        while (source := self._next()) and len(self._active) < self._pace.limit:
+            size = source[0].size
             with self._lock:
                 if self._held and self._held + size > HELD:
                     return
                 self._held += size
-            self._request(self._pending.popleft())
+            self._request(source.popleft())
+
+    def _next(self) -> deque[_Batch]:
+        """Where the next batch to ask for stands first; empty where there is none now."""
+        if self._urgent:
+            return self._urgent
+        if self._wanted.patient == "never" or (self._wanted.patient and self._active):
+            return deque()
+        return self._pending
+
+    def _prefer(self) -> None:
+        """Move what is wanted in front of everything else."""
+        wanted = {id(batch): batch for key in self._wanted.taken() if (batch := self._of.get(key))}
+        if wanted:
+            chosen = [batch for batch in self._pending if id(batch) in wanted]
+            self._pending = deque(batch for batch in self._pending if id(batch) not in wanted)
+            self._urgent.extend(chosen)
 
     def _request(self, batch: _Batch) -> None:
         task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))

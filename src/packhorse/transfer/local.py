@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -12,6 +13,7 @@ from packhorse.errors import IntegrityError
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import LARGE_FILE, digest_of
+from packhorse.snapshot.holes import cold
 from packhorse.snapshot.index import Index, now
 from packhorse.snapshot.manifest import Directory, Encoded, File, Frame, Manifest, Symlink
 from packhorse.snapshot.scan import Found, look, scan
@@ -100,14 +102,29 @@ class Local:
         """What lies in `packages/`."""
         return scan(os.fsencode(self.root.packages))
 
+    @cached_property
+    def holes(self) -> frozenset[bytes]:
+        """The digests of the frames that `packages/` may lack, as its state says."""
+        state = self.root.state()
+        manifest = self.cached(state.manifest, "packages") if state.gpus and state.manifest else None
+        if manifest is None:
+            return frozenset()
+        return frozenset(manifest.frames[number].digest for number in cold(manifest, state.gpus))
+
     def content(
-        self, item: Found, prefix: bytes = b"", *, expected: bytes = b"", like: File | None = None
+        self,
+        item: Found,
+        prefix: bytes = b"",
+        *,
+        expected: bytes = b"",
+        like: File | None = None,
+        holes: Mapping[int, bytes] | None = None,
     ) -> bytes | None:
         """What a scanned path below `prefix` contains, as the index keeps it: see `snapshot.index.Content`.
 
         A file that the index does not vouch for (after a crash, or just written) is read. So is a large one that may be
-        the file `like` with the content `expected`, where the index knows it by another cut. None for what cannot be
-        read, or changes meanwhile.
+        the file `like` with the content `expected`, where the index knows it by another cut; `holes` are frames of it
+        (number → digest) that are taken for granted. None for what cannot be read, or changes meanwhile.
         """
         path = prefix + item.path
         whole = os.path.join(self.base, path)
@@ -122,7 +139,7 @@ class Local:
             if like is not None and (like.size < LARGE_FILE or like.size != item.signature.size):
                 like = None
             if known is None or (like is not None and not cut_alike(known, expected)):
-                read = content_on_disk(whole, item.signature.size, like)
+                read = content_on_disk(whole, item.signature.size, like, holes)
                 after = look(self.base, path)
                 if after is None or after.signature != item.signature:
                     return None
@@ -138,7 +155,11 @@ class Local:
             return False
         seen = now()
         expected = content_of(entry, frames)
-        content = self.content(item, PACKAGES, expected=expected, like=entry)
+        holes = None
+        if self.holes:
+            numbers = set(entry.pieces[::3])
+            holes = {each: frames[each].digest for each in numbers if frames[each].digest in self.holes}
+        content = self.content(item, PACKAGES, expected=expected, like=entry, holes=holes)
         if content is None or content != expected:
             return False
         path = PACKAGES + item.path

@@ -1,17 +1,20 @@
 """Pull: a snapshot of the store becomes the persistent directories of a root.
 
 Promises that `packages/` is exchanged whole or left alone, that shared files arrive one by one and whole, never
-over one that changed here, and that a killed pull goes on where it was.
+over one that changed here, and that a killed pull goes on where it was. With an `Opening` a command may start before
+everything is there: then the root's state says partial or sparse until it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -20,16 +23,19 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
-from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Hardlink, Manifest
+from packhorse.snapshot.holes import Patch, cold, numbers_of
+from packhorse.snapshot.manifest import Directory, File, Manifest
 from packhorse.snapshot.reader import Tree, own_bytes
-from packhorse.snapshot.scan import Found, look, readable, signature_of
+from packhorse.snapshot.scan import readable, signature_of
 from packhorse.snapshot.writer import content_of, placed_by
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
-from packhorse.transfer.fetch import Job, fetch
+from packhorse.transfer import arriving
+from packhorse.transfer.fetch import Job, Wanted, fetch
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
-from packhorse.transfer.merge import Plan, Standing, plan, standing
+from packhorse.transfer.merge import Plan, Standing, plan
+from packhorse.transfer.publication import Publication, target_here
 from packhorse.transfer.union import Winner, union
 from packhorse.watch.memory import peak
 
@@ -91,6 +97,46 @@ def find(
     return Target(tags.snapshot_of(own[0] if own else None, shared), tag, entries[0].time)
 
 
+class Gate(Protocol):
+    """What holds large files back from those who open them, until they have arrived."""
+
+    wanted: Wanted
+
+    def hold(self, files: Sequence[Held]) -> None:
+        """Hold these back from now on. Raises OSError where that cannot be."""
+
+    def arrived(self, path: bytes, descriptor: int) -> None:
+        """Let go of a file, and close its descriptor."""
+
+    @property
+    def most(self) -> int:
+        """How many files can be held back at a time."""
+
+
+class Held(NamedTuple):
+    """A large file that is there, but for its bytes."""
+
+    path: bytes
+    """Relative to the root."""
+    descriptor: int
+    program: bool
+    """Whether somebody may execute it."""
+    want: Callable[[], None]
+    """Has the file brought before everything that nobody waits for."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a command starts before everything is there."""
+
+    start: Callable[[PullResult], None]
+    """Called once, when the command may start."""
+    ranks: Callable[[Iterable[bytes]], Mapping[bytes, int]]
+    """The order of large files, by their paths relative to the root."""
+    gate: Gate | None = None
+    """Without one all but the code for other GPUs is there at the start."""
+
+
 def pull(
     root: Root,
     store: Store,
@@ -101,17 +147,23 @@ def pull(
     waiting: Callable[[str], None],
     connections: int | None = None,
     threads: int | None = None,
+    gpus: tuple[int, ...] = (),
+    only: bool = False,
+    opening: Opening | None = None,
 ) -> PullResult:
     """Make the root hold `target`.
 
-    Raises IntegrityError, NoSpaceError (before anything is written), StorageError, and PackhorseError where the
-    packages are for another Python or platform, or are in use by a running command. `connections` and `threads` are those
-    of `fetch`.
+    With `gpus` (compute capabilities) the code in `packages/` that none of them needs comes last, or with `only` not at
+    all. Raises IntegrityError, NoSpaceError (before anything is written), StorageError, and PackhorseError where the
+    packages are for another Python or platform, or are in use by a running command. `connections` and `threads` are
+    those of `fetch`.
     """
     started = time.monotonic()
     with root.writing(waiting):
-        restore = _Restore(root, store, target, interpreter, progress)
-        result = restore.run(connections, threads)
+        arriving.remove(root)
+        line = partial(fetch, store, progress=progress, connections=connections, threads=threads)
+        restore = _Restore(root, store, target, interpreter, progress, line, gpus, only, opening)
+        result = restore.run()
     result.seconds = time.monotonic() - started
     result.peak_rss_bytes = peak()
     return result
@@ -127,42 +179,73 @@ class _Restore:
         target: Target,
         interpreter: Callable[[], Interpreter],
         progress: Progress,
+        line: Callable[..., int],
+        gpus: tuple[int, ...],
+        only: bool,
+        opening: Opening | None,
     ) -> None:
         self.root, self.store, self.snapshot = root, store, target.snapshot
-        self.interpreter, self.progress = interpreter, progress
+        self.interpreter, self.progress, self.fetch = interpreter, progress, line
+        self.gpus, self.only, self.opening = gpus if only or opening else (), only, opening
         self.local = Local(root)
         self.state = root.state()
         self.result = PullResult(snapshot=target.snapshot.id, tag=target.tag)
         self.winners: dict[bytes, Winner] = {}
         self.plan = Plan({}, set(), [])
+        self.manifest: Manifest | None = None
+        """Of the packages."""
+        self.needed: set[int] = set()
+        """Frames of it that files which are kept lack, and that must be there before a command starts."""
+        self.late: set[int] = set()
+        """Frames of it that come last, or never."""
+        self.arriving: arriving.Arriving | None = None
 
-    def run(self, connections: int | None, threads: int | None) -> PullResult:
+    def run(self) -> PullResult:
         packages = self._plan_packages()
         shared = self._plan_shared()
-        trees = [*([packages] if packages else []), *shared.values()]
         if packages is None and not self.plan.wanted:
-            self._record()
-            return self.result
+            self._fill_needed()
+            self._start()
+        else:
+            self._restore(packages, shared)
+        self._fill_late()
+        self._record()
+        return self.result
+
+    def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
+        """Bring what is missing, but for what comes last."""
+        trees = [*([packages] if packages else []), *shared.values()]
         if packages is not None:
             with self.root.packages_unused() as free:
                 if not free:
                     raise _in_use(self.root)
         self._require_space(trees)
         self.root.record(msgspec.structs.replace(self.state, state="partial"))
+        publication = Publication(self.local, self.winners, shared, self.plan, self._keep)
         try:
-            self._bring(packages, shared, connections, threads)
-            if packages is not None:
-                self._exchange(packages)
+            early, held = self._jobs(packages, shared)
+            self._bring(early)
+            with self._beside(held):
+                for tree in trees:
+                    tree.finish()
+                if packages is not None:
+                    self._exchange(packages)
+                publication.publish()
+                self._fill_needed()
+                self._start()
+                if packages is not None:
+                    self.root.remove_retired()
         except BaseException:
-            # Nothing of it was published: what was there before is as whole as it was.
+            # Until the exchange nothing was published: what was there before is as whole as it was.
             self.root.record(self.state)
             raise
+        finally:
+            if self.arriving is not None:
+                self.arriving.close()
         if packages is not None:
-            self.root.remove_retired()
             self._remember_packages(packages)
-        _Publication(self.local, self.winners, shared, self.plan, self._keep).publish()
-        self._record()
-        return self.result
+        publication.remember()
+        arriving.remove(self.root)
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""
@@ -183,8 +266,10 @@ class _Restore:
         manifest = self.local.manifest(self.store, digest, "packages")
         self._refuse_foreign(manifest)
         self._count(manifest)
+        self.manifest = manifest
         found = self.local.packages()
         if self.state.manifest == digest and self.local.equals(found, manifest):
+            self._plan_holes(manifest, {entry.path for entry in manifest.entries})
             return None
         here = {item.path: item for item in found if item.kind == "file"}
         base = os.fsencode(self.root.packages)
@@ -197,6 +282,7 @@ class _Restore:
                 and self.local.holds(item, entry, manifest.frames)
             ):
                 kept[entry.path] = os.path.join(base, entry.path)
+        self._plan_holes(manifest, kept.keys())
         return Tree(self.root.staging / "packages", manifest, digest, kept=kept)
 
     def _refuse_foreign(self, manifest: Manifest) -> None:
@@ -228,7 +314,7 @@ class _Restore:
             if not (
                 stands is Standing.OLDER_MODE
                 or isinstance(winners[path].entry, Directory)
-                or _target_here(path, winners, self.plan)
+                or target_here(path, winners, self.plan)
             ):
                 wanted.setdefault(winners[path].digest, set()).add(path)
         return {
@@ -248,34 +334,145 @@ class _Restore:
 
     # --- bringing ---
 
-    def _bring(
-        self,
-        packages: Tree | None,
-        shared: Mapping[str, Tree],
-        connections: int | None,
-        threads: int | None,
-    ) -> None:
-        jobs: list[Job] = []
+    def _jobs(self, packages: Tree | None, shared: Mapping[str, Tree]) -> tuple[list[Job], list[Job]]:
+        """What is to be brought before a command may start, and what it need not wait for."""
+        trees = [(digest, b"", tree) for digest, tree in shared.items()]
         if packages is not None:
-            jobs += self._jobs(packages, self.snapshot.packages)
+            trees.insert(0, (self.snapshot.packages, PACKAGES, packages))
             self.result.pulled.append("packages")
-        for digest, tree in shared.items():
-            jobs += self._jobs(tree, digest)
         if self.plan.wanted:
             self.result.pulled.append("shared")
-        self.progress.stage("restoring", sum(job.frame.length for job in jobs))
-        self.result.transferred_bytes = fetch(
-            self.store, jobs, self.progress, connections=connections, threads=threads
-        )
-        for tree in (*([packages] if packages else []), *shared.values()):
-            tree.finish()
+        gate = self.opening.gate if self.opening is not None else None
+        ranks = self._ranks(trees, gate.most) if gate is not None else {}
+        early: list[Job] = []
+        late: list[Job] = []
+        held: list[Held] = []
+        for digest, prefix, tree in trees:
+            placed = placed_by(tags.get_placement(self.store, tree.manifest, digest))
+            numbers = tree.prepare({path for path in tree.large if prefix + path in ranks})
+            if tree is packages:
+                self.late |= self._cold(tree.manifest).intersection(numbers)
+                numbers = [number for number in numbers if number not in self.late]
+            tree.expect(numbers)
+            for number in numbers:
+                paths = tree.paths(number)
+                waits = paths <= tree.held.keys()
+                rank = min(ranks[prefix + path] for path in paths) if waits else 0
+                frame = tree.manifest.frames[number]
+                (late if waits else early).append(Job(tree, number, frame, placed[frame.digest], rank))
+            if gate is not None:
+                held += [
+                    Held(
+                        prefix + path,
+                        descriptor,
+                        bool(tree.large[path].mode & 0o111),
+                        partial(gate.wanted.add, tree, tree.numbers(path)),
+                    )
+                    for path, descriptor in tree.held.items()
+                ]
+                tree.on_arrival = partial(self._arrived, gate, prefix)
+        if gate is not None:
+            gate.hold(held)
+            shared_ones = [each for each in held if not each.path.startswith(PACKAGES)]
+            if shared_ones:
+                self.arriving = arriving.Arriving(
+                    self.root, [(each.path, each.descriptor) for each in shared_ones]
+                )
+        self.progress.stage("restoring", sum(job.frame.length for job in (*early, *late)))
+        return early, late
 
-    def _jobs(self, tree: Tree, digest: str) -> Iterator[Job]:
-        placement = tags.get_placement(self.store, tree.manifest, digest)
-        placed = placed_by(placement)
-        for number in tree.prepare():
-            frame = tree.manifest.frames[number]
-            yield Job(tree, number, frame, placed[frame.digest])
+    def _ranks(self, trees: Sequence[tuple[str, bytes, Tree]], most: int) -> dict[bytes, int]:
+        """The large files to hold back, the largest ones where they are too many, and the order of all of them.
+
+        None that replaces a shared one: should the restore fail, that is still there.
+        """
+        sizes = {
+            prefix + path: file.size
+            for _, prefix, tree in trees
+            for path, file in tree.large.items()
+            if prefix or self.plan.wanted.get(path, Standing.OLDER) is None
+        }
+        assert self.opening is not None
+        return dict(self.opening.ranks(sorted(sizes, key=lambda path: -sizes[path])[:most]))
+
+    def _arrived(self, gate: Gate, prefix: bytes, path: bytes, descriptor: int) -> None:
+        if self.arriving is not None and not prefix:
+            self.arriving.arrived(path)
+        gate.arrived(prefix + path, descriptor)
+
+    def _bring(self, jobs: Sequence[Job]) -> None:
+        gate = self.opening.gate if self.opening is not None else None
+        self.result.transferred_bytes += self.fetch(jobs, wanted=gate.wanted if gate is not None else None)
+
+    @contextlib.contextmanager
+    def _beside(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Bring `jobs` while the block runs, and wait for them after it."""
+        if not jobs:
+            yield
+            return
+        assert self.opening is not None and self.opening.gate is not None
+        with ThreadPoolExecutor(1, thread_name_prefix="held") as pool:
+            bringing = pool.submit(self._bring, jobs)
+            try:
+                yield
+            except BaseException:
+                self.opening.gate.wanted.stop()
+                raise
+            bringing.result()
+
+    def _start(self) -> None:
+        if self.opening is not None:
+            self.opening.start(self.result)
+
+    # --- code for other GPUs ---
+
+    def _cold(self, manifest: Manifest) -> set[int]:
+        return cold(manifest, self.gpus)
+
+    def _plan_holes(self, manifest: Manifest, kept: Collection[bytes]) -> None:
+        """Find out what the files that are kept lack, and which of that is needed at the start."""
+        lacking = {number for number, frame in enumerate(manifest.frames) if frame.digest in self.local.holes}
+        lacking = numbers_of(manifest, kept).intersection(lacking) if lacking else lacking
+        self.late |= lacking & self._cold(manifest)
+        self.needed |= lacking - self.late
+
+    def _fill_needed(self) -> None:
+        """Before the start: what another GPU did not need and this one does."""
+        self._fill(self.needed)
+        self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self.late else ())
+
+    def _fill_late(self) -> None:
+        """When all else is there: the code for other GPUs, unless it is not wanted at all."""
+        if not self.late or self.only:
+            return
+        self.local.index.save()
+        self.root.record(msgspec.structs.replace(self.state, state="sparse"))
+        self._fill(self.late)
+        self.late = set()
+        self.state = msgspec.structs.replace(self.state, gpus=())
+
+    def _fill(self, numbers: Collection[int]) -> None:
+        if not numbers:
+            return
+        assert self.manifest is not None
+        manifest, digest = self.manifest, self.snapshot.packages
+        placed = placed_by(tags.get_placement(self.store, manifest, digest))
+        patch = Patch(os.fsencode(self.root.packages), manifest, numbers)
+        self.progress.stage(
+            "restoring code for other GPUs", sum(manifest.frames[number].length for number in numbers)
+        )
+        self.result.transferred_bytes += self.fetch(
+            [
+                Job(patch, number, manifest.frames[number], placed[manifest.frames[number].digest])
+                for number in numbers
+            ]
+        )
+        for path, signature in patch.signatures.items():
+            if path not in patch.skipped:
+                entry = patch.files[path]
+                self.local.index.restored(
+                    PACKAGES + path, signature, (content_of(entry, manifest.frames), entry.mode)
+                )
 
     # --- publishing ---
 
@@ -291,6 +488,7 @@ class _Restore:
                 platform=tree.manifest.platform,
                 manifest=self.snapshot.packages,
                 shared=self.state.shared,
+                gpus=self.gpus,
             )
             self.root.record(self.state)
 
@@ -302,7 +500,10 @@ class _Restore:
             if isinstance(entry, File):
                 signature = tree.signatures.get(entry.path)
                 if signature is None:
-                    signature = signature_of(os.lstat(os.path.join(base, entry.path)))
+                    try:
+                        signature = signature_of(os.lstat(os.path.join(base, entry.path)))
+                    except FileNotFoundError:  # removed by a command that runs already
+                        continue
                 if (signature.size, signature.mtime) == (entry.size, entry.mtime):
                     content = content_of(entry, tree.manifest.frames)
                     index.restored(PACKAGES + entry.path, signature, (content, entry.mode))
@@ -316,130 +517,13 @@ class _Restore:
         self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
         self.root.record(
             msgspec.structs.replace(
-                self.state, state="complete", snapshot=self.result.snapshot, shared=shared
+                self.state,
+                state="sparse" if self.late else "complete",
+                snapshot=self.result.snapshot,
+                shared=shared,
             )
         )
         atomic.remove_tree(self.root.staging)
-
-
-class _Publication:
-    """What was brought for the shared directories goes to its place, each path by one rename."""
-
-    def __init__(
-        self,
-        local: Local,
-        winners: Mapping[bytes, Winner],
-        trees: Mapping[str, Tree],
-        plan: Plan,
-        keep: Callable[[bytes], None],
-    ) -> None:
-        self.local, self.winners, self.trees, self.plan, self.keep = local, winners, trees, plan, keep
-        self.opened: dict[bytes, int] = {}
-        """Directories that had to be made writable for a moment, and their mode bits."""
-
-    def publish(self) -> None:
-        """Bring the wanted paths, parents first, unless they changed here meanwhile."""
-        index, wanted = self.local.index, self.plan.wanted
-        for path in wanted:
-            index.coming(path, self._content(path))
-        index.save()  # a pull killed from here on leaves nothing that looks changed here
-        brought: dict[bytes, tuple[int, int]] = {}
-        made: list[Directory] = []
-        for path in wanted:
-            entry = self.winners[path].entry
-            item = look(self.local.base, path)
-            stands = None if item is None else standing(self.local, item, self.winners[path])
-            if stands is Standing.CHANGED or not self._own_parents(path):
-                self.keep(path)
-            elif isinstance(entry, Directory):
-                if item is None or item.kind != "directory":
-                    self._writable(path, partial(self._make_directory, path, item))
-                    made.append(entry)
-                elif stands is not Standing.SAME:
-                    os.chmod(self._at(path), entry.mode)
-                    index.add(path, item.signature, self._content(path), seen=0)
-            elif stands is Standing.OLDER_MODE:
-                os.chmod(self._at(path), self.winners[path].mode)
-                brought[path] = _size_and_time(self._at(path))
-            elif stands is not Standing.SAME:
-                staged = self._staged(path)
-                if staged is None:
-                    self.keep(path)
-                    continue
-                brought[path] = _size_and_time(staged)
-                self._writable(path, partial(self._put, path, staged, item))
-        for path, mode in self.opened.items():
-            os.chmod(self._at(path), mode)
-        for entry in reversed(made):
-            os.chmod(self._at(entry.path), entry.mode)
-            os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
-            index.add(entry.path, signature_of(os.lstat(self._at(entry.path))), (b"", entry.mode), seen=0)
-        for path, expected in brought.items():  # last: links and renames of other names change the ctime
-            signature = signature_of(os.lstat(self._at(path)))
-            if (signature.size, signature.mtime) == expected:
-                index.restored(path, signature, self._content(path))
-
-    def _content(self, path: bytes) -> tuple[bytes, int]:
-        return self.winners[path].content, self.winners[path].mode
-
-    def _at(self, path: bytes) -> bytes:
-        return os.path.join(self.local.base, path)
-
-    def _staged(self, path: bytes) -> bytes | None:
-        """Where the new content of `path` lies; None where the file that it is a name of changed meanwhile."""
-        target = _target_here(path, self.winners, self.plan)
-        if target is None:
-            return self.trees[self.winners[path].digest].path(path)
-        item = look(self.local.base, target)
-        if item is None or standing(self.local, item, self.winners[target]) is not Standing.SAME:
-            return None
-        self.local.root.staging.mkdir(exist_ok=True)
-        staged = os.fsencode(self.local.root.staging / "link")
-        os.link(self._at(target), staged, follow_symlinks=False)
-        return staged
-
-    def _make_directory(self, path: bytes, before: Found | None) -> None:
-        if before is not None:
-            os.unlink(self._at(path))
-        os.mkdir(self._at(path), 0o700)
-
-    def _put(self, path: bytes, staged: bytes, before: Found | None) -> None:
-        if before is not None and before.kind == "directory":
-            atomic.remove_tree(Path(os.fsdecode(self._at(path))))
-        os.rename(staged, self._at(path))
-
-    def _writable(self, path: bytes, action: Callable[[], None]) -> None:
-        """Do `action` in the directory of `path`, which may be one that its owner must not write to."""
-        try:
-            action()
-        except PermissionError:
-            parent = path.rpartition(b"/")[0]
-            self.opened.setdefault(parent, os.stat(self._at(parent)).st_mode & PERMISSIONS)
-            os.chmod(self._at(parent), 0o700)
-            action()
-
-    def _own_parents(self, path: bytes) -> bool:
-        """Whether the parents of a path are directories, not symbolic links that lead elsewhere."""
-        parent = path.rpartition(b"/")[0]
-        while parent:
-            item = look(self.local.base, parent)
-            if item is None or item.kind != "directory":
-                return False
-            parent = parent.rpartition(b"/")[0]
-        return True
-
-
-def _target_here(path: bytes, winners: Mapping[bytes, Winner], plan: Plan) -> bytes | None:
-    """The target of a hard link, if it is here as the link's own manifest has it."""
-    entry = winners[path].entry
-    if not isinstance(entry, Hardlink) or entry.target not in plan.same:
-        return None
-    return entry.target if winners[entry.target].digest == winners[path].digest else None
-
-
-def _size_and_time(path: bytes) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 def _in_use(root: Root) -> PackhorseError:
