@@ -106,6 +106,7 @@ class Run(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=Tru
     """`[run]`: times are seconds; `backup_every` is 0 for off."""
 
     start: Start = "complete"
+    gpu: str = "auto"
     on_missing: OnMissing = "install"
     on_restore_failure: OnRestoreFailure = "fail"
     backup: tuple[Backup, ...] = ("models", "deps")
@@ -230,6 +231,7 @@ _TABLES: dict[str, dict[str, Check]] = {
     },
     "run": {
         "start": values.one_of(Start),
+        "gpu": values.gpu,
         "on-missing": values.one_of(OnMissing),
         "on-restore-failure": values.one_of(OnRestoreFailure),
         "backup": values.list_of(values.one_of(Backup)),

@@ -137,6 +137,16 @@ def list_of(item: Check) -> Check:
     return check
 
 
+def gpu(value: object, place: Place) -> object:
+    """Whose code comes first, as `snapshot.gpu.choice` reads it."""
+    expected = '"auto", "all", "only", architectures such as "sm_90" or "sm_86,sm_90", or "only:sm_90"'
+    if not isinstance(value, str) or not re.fullmatch(
+        r"auto|all|only|(only:)?sm_[1-9][0-9]{1,2}[af]?( *, *sm_[1-9][0-9]{1,2}[af]?)*", value, re.ASCII
+    ):
+        place.refuse(expected, value)
+    return value
+
+
 def one_of(literal: object) -> Check:
     """One of the words of a typing.Literal."""
     words = get_args(literal)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -155,6 +155,27 @@ def parse_gpus(text: str) -> tuple[int, ...] | None:
             )
         capabilities.add(int(match[1]))
     return tuple(sorted(capabilities))
+
+
+class Choice(NamedTuple):
+    """Whose code comes first: compute capabilities, none where all code is alike; `only`: the rest never comes."""
+
+    gpus: tuple[int, ...] = ()
+    only: bool = False
+
+
+def choice(text: str, environ: Mapping[str, str]) -> Choice:
+    """What "all", "auto", "only", "sm_86,sm_90" or "only:sm_90" mean on this machine.
+
+    With CUDA_FORCE_PTX_JIT the driver compiles PTX where there are cubins, so that all code counts. Raises ValueError,
+    with a sentence, for any other text.
+    """
+    only = text == "only" or text.startswith("only:")
+    named = text.removeprefix("only").removeprefix(":") or "auto"
+    gpus = tuple(detect()) if named == "auto" else parse_gpus(named) or ()
+    if environ.get("CUDA_FORCE_PTX_JIT", "0") not in ("", "0"):
+        gpus = ()
+    return Choice(gpus, only and bool(gpus))
 
 
 def detect(nvml: str = "libnvidia-ml.so.1", cuda: str = "libcuda.so.1") -> list[int]:

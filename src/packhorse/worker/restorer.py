@@ -1,0 +1,127 @@
+"""The gate from the restorer's side: write leases on large files that are there but for their bytes.
+
+Promises that a file is let go of only when it is whole, that a file which somebody waits for is asked for next, and that
+the command ends before anything is let go of when the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from packhorse.errors import EXIT_SUPERVISOR, PackhorseError
+from packhorse.transfer.fetch import Wanted
+from packhorse.transfer.pull import Held
+from packhorse.worker import gate, write_leases
+from packhorse.worker.link import Arrived, Child, Link, Start
+
+_RESERVE = 256
+"""Descriptors that are left for everything else."""
+
+
+@dataclass
+class _Lease:
+    number: int
+    held: Held
+    told: bool = False
+    """Whether the supervisor has a copy."""
+    asked: bool = False
+    """Whether somebody waited for it."""
+
+
+class Restorer:
+    """The files that this process holds back, and its link to the supervisor.
+
+    Make it before anything starts a thread: the signal that tells of openers must be blocked in all of them.
+    """
+
+    def __init__(self, link: Link, warn: Callable[[str], None], patient: str = "") -> None:
+        """`patient` is that of `Wanted`."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {write_leases.WANTED})
+        self.wanted = Wanted(patient)
+        self.opened: list[tuple[bytes, float]] = []
+        """The files that somebody waited for, and how many seconds after the start."""
+        self._link, self._warn = link, warn
+        self._leases: dict[bytes, _Lease] = {}
+        self._lock = threading.Lock()
+        self._started = 0.0
+        self._child = 0
+        self._done = False
+        threading.Thread(target=self._listen, name="supervisor", daemon=True).start()
+
+    @property
+    def most(self) -> int:
+        """How many files can be held back at a time: as many as may be open here and in the supervisor."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return max(hard - _RESERVE, 0)
+
+    def hold(self, files: Sequence[Held]) -> None:
+        """Hold these back from now on. Raises PackhorseError where that cannot be."""
+        for number, held in enumerate(files):
+            try:
+                write_leases.take(held.descriptor, os.getpid(), write_leases.WANTED)
+            except OSError as error:
+                raise PackhorseError(
+                    f"{os.fsdecode(held.path)} cannot be held back until it is there: {error.strerror}.",
+                    'Use run.start = "ready" or "complete".',
+                ) from error
+            self._leases[held.path] = _Lease(number, held)
+
+    def start(self) -> None:
+        """Let the command start; from now on openers are heard."""
+        with self._lock:
+            self._started = time.monotonic()
+            for lease in self._leases.values():
+                lease.told = True
+            held = [
+                (lease.number, lease.held.descriptor, lease.held.program) for lease in self._leases.values()
+            ]
+            self._link.hold(held)
+            self._link.send(Start())
+        threading.Thread(target=self._hear, name="openers", daemon=True).start()
+
+    def arrived(self, path: bytes, descriptor: int) -> None:
+        """Let go of a file, and close its descriptor."""
+        with self._lock:
+            lease = self._leases.pop(path)
+            os.close(descriptor)
+            if lease.told:
+                try:
+                    self._link.send(Arrived((lease.number,)))
+                except OSError:
+                    pass  # the listener sees the end of the link
+
+    def finish(self) -> None:
+        """Everything is there: the end of the link means nothing any more."""
+        self._done = True
+
+    def _hear(self) -> None:
+        while True:
+            signal.sigwait({write_leases.WANTED})
+            with self._lock:
+                new = [
+                    lease
+                    for lease in self._leases.values()
+                    if not lease.asked and write_leases.wanted(lease.held.descriptor)
+                ]
+            for lease in new:
+                lease.asked = True
+                self.opened.append((lease.held.path, time.monotonic() - self._started))
+                lease.held.want()
+
+    def _listen(self) -> None:
+        try:
+            while (received := self._link.receive()) is not None:
+                if isinstance(received[0], Child):
+                    self._child = received[0].pid
+        except OSError:
+            pass
+        if not self._done:
+            gate.end_orphans(self._child, self._warn)
+            os._exit(EXIT_SUPERVISOR)
