@@ -59,8 +59,9 @@ class Kept(NamedTuple):
 
 def listed_profiles(listing: Iterable[Listed]) -> list[Kept]:
     """The profiles among listed objects, by tag and name, newest first."""
-    found = [Kept(*match.groups(), item) for item in listing if (match := _KEY.fullmatch(item.key))]
-    return sorted(found)
+    return sorted(
+        Kept(match[1], match[2], match[3], item) for item in listing if (match := _KEY.fullmatch(item.key))
+    )
 
 
 def surplus(profiles: Iterable[Kept]) -> list[str]:
