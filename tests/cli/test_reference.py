@@ -136,3 +136,11 @@ def test_the_keys_of_the_status_file_are_those_written(
     done = packhorse("run", "--root", root_path, "--status-file", file, "--", "true")
     assert done.returncode == 0, done.stderr
     assert list(json.loads(file.read_bytes())) == table("packhorse run", "key")
+    done = packhorse("profile", "--root", root_path, "--status-file", file, "--", "true")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(file.read_bytes())
+    assert list(facts) == table("packhorse profile", "key")
+    row = next(
+        line for line in sections()["packhorse profile"].splitlines() if line.startswith("| `profile`")
+    )
+    assert list(facts["profile"]) == re.findall(r"`(\w+)`", row)[1:]

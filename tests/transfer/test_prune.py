@@ -24,9 +24,10 @@ from packhorse.errors import IntegrityError, NoSuchSnapshotError, PackhorseError
 from packhorse.progress import Silent
 from packhorse.root import State
 from packhorse.snapshot import manifest as documents
-from packhorse.store import condemned, tags
+from packhorse.store import condemned, profiles, tags
 from packhorse.store.condemned import LIMIT
 from packhorse.store.objects import Store
+from packhorse.store.profiles import Profile
 from packhorse.transfer.prune import Keep, PruneResult, prune
 
 NOISE = random.Random(9)
@@ -94,6 +95,36 @@ def version(worker: Worker, number: int, size: int = MB) -> tuple[str, Any]:
     worker.write("packages/library.so", NOISE.randbytes(size))
     settle(worker.path / "packages")
     return worker.push().snapshot, persistent(worker.path)["packages"]
+
+
+# --- profiles ---
+
+
+def test_profiles_stay_with_their_tag_the_newest_two_of_each_name(new_worker: NewWorker) -> None:
+    worker = new_worker()
+    version(worker, 1)
+    body = Profile("serve").encode()
+    for number in range(4):
+        worker.store.put(f"profiles/main/serve/{number:014d}-12345678", body)
+    worker.store.put(f"profiles/main/train/{9:014d}-12345678", body)
+    worker.store.put(f"profiles/gone/serve/{9:014d}-12345678", body)
+    worker.store.put("profiles/foreign", b"")
+    assert pruned(worker, dry_run=True).profiles == 2
+    assert len(keys(worker, "profiles")) == 7
+    assert pruned(worker).profiles == 2
+    left = profiles.listed_profiles(worker.store.list("profiles/"))
+    assert [(each.tag, each.name, int(each.stamp)) for each in left] == [
+        ("gone", "serve", 9),  # somebody may be about to push the tag
+        ("main", "serve", 0),
+        ("main", "serve", 1),
+        ("main", "train", 9),
+    ]
+    age(worker, 25, "profiles")
+    assert pruned(worker).profiles == 1
+    assert profiles.names(worker.store, "gone") == []
+    assert profiles.names(worker.store, "main") == ["serve", "train"]
+    assert pruned(worker).profiles == 0
+    assert "profiles/foreign" in keys(worker, "profiles")
 
 
 # --- what is forgotten ---
@@ -488,6 +519,7 @@ import os, sys
 from packhorse.config import Storage
 from packhorse.progress import Silent
 from packhorse.store.objects import Store
+from packhorse.store.profiles import Profile
 from packhorse.transfer.prune import Keep, prune
 url, endpoint = sys.argv[1:]
 prune(Store(Storage(url=url, endpoint=endpoint), os.environ), Silent(), keep=Keep(1), limit=-2)

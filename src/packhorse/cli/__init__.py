@@ -29,6 +29,7 @@ COMMANDS = {
     "pull": "Restore a snapshot into the root.",
     "run": "Restore (or install and push), then run a command; back up when it ends.",
     "exec": "Run a command in the environment of the root.",
+    "profile": "Run a command and record which large files it opens.",
     "env": "Print the environment table, for eval.",
     "status": "Show the root, the disks, the store and what it costs.",
     "doctor": "Look for what is wrong with the root, and say what to do.",
@@ -39,8 +40,8 @@ COMMANDS = {
     "bench": "Measure a cold start here, restored and by a plain pip install.",
     "demo": "Show the main job on a small environment and an embedded store.",
 }
-_HIDDEN = ("boot", "backup")  # the two processes that `run` starts
-_SUPERVISORS = ("run", "exec")
+_HIDDEN = ("boot", "backup", "record")  # the processes that `run` and `profile` start
+_SUPERVISORS = ("run", "exec", "profile")
 
 
 class _Commands(click.Group):

@@ -88,6 +88,8 @@ def _text(done: PruneResult) -> str:
         lines.append(
             line("Deleted", f"{console.counted(done.deleted, 'object')}, {size(done.deleted_bytes)}")
         )
+    if done.profiles:
+        lines.append(line("Deleted", console.counted(done.profiles, "profile")))
     lines = lines or ["There is nothing to do."]
     lines.append(f"In use: {size(done.live_bytes)}.")
     if done.waiting:

@@ -20,7 +20,7 @@ from packhorse.progress import Progress
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import Placement
 from packhorse.snapshot.writer import Placed, placed_by, placement_of
-from packhorse.store import condemned, tags
+from packhorse.store import condemned, profiles, tags
 from packhorse.store.condemned import LIMIT, Taggable
 from packhorse.store.objects import Listed, Store
 from packhorse.store.references import References
@@ -77,6 +77,8 @@ class PruneResult(msgspec.Struct):
     waiting: int = 0
     """Condemned objects that a later prune deletes."""
     waiting_bytes: int = 0
+    profiles: int = 0
+    """Profiles deleted: those that a newer one replaced, and those of tags that are gone."""
     live_bytes: int = 0
     """Packs and manifests in use."""
     seconds: float = 0.0
@@ -166,6 +168,7 @@ class _Prune:
         self._sweep(live)
         self._condemn(live)
         self._tidy(live)
+        self._tidy_profiles({entry.tag for entry in entries})
         self.result.live_bytes = sum(
             item.size for key, item in self.objects.items() if key in live | self.bases
         )
@@ -466,6 +469,20 @@ class _Prune:
         if not self.dry_run:
             condemned.require_time(self.started, "prune")
             self.store.delete(gone)
+
+    def _tidy_profiles(self, tagged: Collection[str]) -> None:
+        """Delete profiles that newer ones replaced; of a tag without entries all that no push in progress may be
+        about to give one."""
+        found = profiles.listed_profiles(self.store.list("profiles/"))
+        gone = {*profiles.surplus(found)}
+        gone |= {
+            each.listed.key
+            for each in found
+            if each.tag not in tagged and self._age(each.listed.modified) >= self.limit
+        }
+        self.result.profiles = len(gone)
+        if not self.dry_run:
+            self.store.delete(sorted(gone))
 
 
 def _keys(listings: Iterable[Iterable[Listed]]) -> list[str]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -60,6 +60,9 @@ class Invocation:
     def own(self, name: str, *arguments: str) -> list[str]:
         """The command line of a process of packhorse's own."""
         return [sys.executable, "-c", OWN, name, *arguments, *self.flags]
+
+
+Beside: TypeAlias = Callable[[Session], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
 class Status:
@@ -125,12 +128,19 @@ def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None
     return code
 
 
-def execute(call: Invocation) -> int:
-    """Run the command in the environment of the root as it is; returns the exit code. Raises PackhorseError."""
+def execute(call: Invocation, beside: Beside | None = None) -> int:
+    """Run the command in the environment of the root as it is; returns the exit code. Raises PackhorseError.
+
+    `beside` is entered just before the command starts, gives what is called with its process id, and is left when it
+    has ended.
+    """
     try:
         with _session(call) as opened:
             environ = _environment(call, opened)
-            return _child(call, opened, environ, lambda pid: None)
+            if beside is None:
+                return _child(call, opened, environ, lambda pid: None)
+            with beside(opened) as on_start:
+                return _child(call, opened, environ, on_start)
     except Stopped as stopped:
         return stopped.exit_code
 
@@ -176,7 +186,7 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status) -> i
         code = supervisor.run_own(argv, redirect.own(call.environ), on_signal)
     except CannotStartError as error:
         raise PackhorseError(error.what, error.remedy) from error  # it is not the command that cannot start
-    status.facts["boot"] = _facts(result)
+    status.facts["boot"] = read_facts(result)
     if supervisor.stopped_by:
         return 128 + supervisor.stopped_by
     return EXIT_SUPERVISOR if code else 0
@@ -334,7 +344,7 @@ class _Backups:
             self._record(f"The backup ended with exit code {code}.")
 
     def _record(self, error: str) -> None:
-        facts = _facts(self._result) or {}
+        facts = read_facts(self._result) or {}
         if error:
             facts["error"] = error
             self._call.speech.warn(f"not everything is saved: {error}")
@@ -364,7 +374,7 @@ def _require_usable(call: Invocation) -> None:
         )
 
 
-def _facts(result: Path) -> dict[str, Any] | None:
+def read_facts(result: Path) -> dict[str, Any] | None:
     """What a process of packhorse's own left in its result file, which is removed."""
     try:
         facts: dict[str, Any] = msgspec.json.decode(result.read_bytes(), type=dict[str, Any])

@@ -1,0 +1,52 @@
+"""`packhorse profile`: run a command and record which large files it opens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from packhorse import profile_name
+from packhorse.cli import console, supervised
+
+
+def _checked(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value and not re.fullmatch(profile_name.PATTERN, value):
+        raise click.BadParameter("a letter or digit, then up to 63 letters, digits, `.`, `_` and `-`")
+    return value
+
+
+@click.command("profile", context_settings=supervised.SETTINGS)
+@click.option(
+    "--name",
+    default="",
+    metavar="NAME",
+    callback=_checked,
+    help="What the profile is called; by default by CMD.",
+)
+@click.option(
+    "--for",
+    "seconds",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Record no longer than this; the command goes on.",
+)
+@click.option(
+    "--status-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep a JSON file that tells what happens.",
+)
+@console.shared_options
+@supervised.command_argument
+def command(name: str, seconds: float | None, status_file: Path | None, words: tuple[str, ...]) -> int:
+    """Run a command in the environment of the root, and store which large files it opens, in which order and when.
+
+    Exits with the command's own code (128 + n if signal n killed it); 125 when packhorse fails, 126 when the
+    command cannot be executed, 127 when it is not found.
+    """
+    from packhorse.worker.profile import profile
+
+    return supervised.call(
+        words, lambda call: profile(call, name=name, seconds=seconds or 0.0, status_file=status_file)
+    )

@@ -1,0 +1,68 @@
+"""The order in which large files are restored: what a command opened before comes first, in the order it did.
+
+Pure functions of paths and times. Paths are relative to the root: `packages/torch/lib/libtorch.so`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+MOST_FILES = 2000
+"""A profile names no more."""
+_DIRECTORIES = (b"packages", b"deps", b"models", b"pip")
+_STATIC = (b".a", b".lib")
+"""Static libraries: only compilers read them."""
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    """A file that a command opened, and how many seconds after its start it did so for the first time."""
+
+    path: bytes
+    seconds: float
+
+
+def ranks(paths: Iterable[bytes], profile: Sequence[Opened] = ()) -> dict[bytes, int]:
+    """The rank of each large file, 0 for the one to restore first.
+
+    Those of the profile in its order; then packages, deps, models and pip, each by path; static libraries last.
+    """
+    known = {opened.path: number for number, opened in reversed(list(enumerate(profile)))}
+
+    def key(path: bytes) -> tuple[float, bool, int, bytes]:
+        first = path.partition(b"/")[0]
+        directory = _DIRECTORIES.index(first) if first in _DIRECTORIES else len(_DIRECTORIES)
+        return known.get(path, math.inf), path.endswith(_STATIC), directory, path
+
+    return {path: rank for rank, path in enumerate(sorted(set(paths), key=key))}
+
+
+def refined(profile: Sequence[Opened], wanted: Iterable[tuple[bytes, float]]) -> tuple[Opened, ...]:
+    """`profile` after a boot in which files were `wanted` before they had arrived, each with the seconds after the
+    start.
+
+    A wanted file comes no later than it was wanted, no later than it came before, and before those that were wanted
+    after it; the others keep their order. Where that changes no place the result equals `profile`, seconds included:
+    what was observed once changes nothing the second time.
+    """
+    times: dict[bytes, float] = {}
+    for opened in profile:
+        times.setdefault(opened.path, opened.seconds)
+    places = {path: number for number, path in enumerate(times)}
+    first: dict[bytes, float] = {}
+    for path, seconds in wanted:
+        first.setdefault(path, round(seconds, 3))
+    due = math.inf
+    for path, seconds in reversed(first.items()):
+        due = times[path] = min(times.get(path, math.inf), seconds, due)
+    turns = {path: number for number, path in enumerate(first)}
+
+    def key(path: bytes) -> tuple[float, bool, int]:
+        return times[path], path not in turns, turns.get(path, places.get(path, 0))
+
+    order = sorted(times, key=key)[:MOST_FILES]
+    if order == [opened.path for opened in profile]:
+        return tuple(profile)
+    return tuple(Opened(path, times[path]) for path in order)
