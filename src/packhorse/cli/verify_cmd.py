@@ -47,8 +47,13 @@ def command(imports: bool) -> None:
     added = (
         f" Not part of it: {console.counted(len(found.added), 'file')} in packages/." if found.added else ""
     )
+    holes = (
+        f" Without code for other GPUs ({console.megabytes(found.hole_bytes)}): {', '.join(found.holes)}."
+        if found.holes
+        else ""
+    )
     console.result(
         found,
-        f"All as snapshot {found.snapshot[:12]} says: {console.counted(found.files, 'file')} ({console.megabytes(found.bytes)}).{added}"
+        f"All as snapshot {found.snapshot[:12]} says: {console.counted(found.files, 'file')} ({console.megabytes(found.bytes)}).{holes}{added}"
         + "".join(f"\n{line}" for line in import_table.lines(found.imports)),
     )

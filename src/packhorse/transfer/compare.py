@@ -12,6 +12,8 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.imports import ImportOutcome
 from packhorse.progress import Progress
 from packhorse.root import SHARED
+from packhorse.snapshot.holes import cold
+from packhorse.snapshot.holes import lacking as lacking_files
 from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Symlink
 from packhorse.snapshot.scan import readable, scan
 from packhorse.snapshot.writer import content_on_disk
@@ -56,7 +58,7 @@ def compare(setup: Setup) -> Comparison:
     return Comparison(
         snapshot=target.snapshot.id,
         time=target.time,
-        equal=packages_equal and not unsaved and not missing and state.state == "complete",
+        equal=packages_equal and not unsaved and not missing and state.state in ("complete", "sparse"),
         packages_equal=packages_equal,
         unsaved=unsaved,
         missing=missing,
@@ -77,6 +79,10 @@ class Verification(msgspec.Struct):
     """Size and time are those of the snapshot, the content is not."""
     changed: list[str] = []
     missing: list[str] = []
+    holes: list[str] = []
+    """Files that lack code for other GPUs, which is not read: the root is sparse."""
+    hole_bytes: int = 0
+    """What they lack, in bytes."""
     added: list[str] = []
     """Files of packages/ that the snapshot does not have, such as bytecode written since."""
     imports: list[ImportOutcome] = []
@@ -112,7 +118,12 @@ def verify(setup: Setup, progress: Progress) -> Verification:
             manifest = local.manifest(setup.store, state.manifest, "packages")
             winners = union([("", state.manifest, manifest)])
             progress.stage("checking packages", manifest.bytes)
-            _check(setup.root.packages, "packages/", winners, found, progress)
+            numbers = cold(manifest, state.gpus)
+            lacking = lacking_files(manifest, numbers)
+            found.holes = [readable(PACKAGES + path) for path in lacking]
+            found.hole_bytes = sum(lacking.values())
+            digests = {number: manifest.frames[number].digest for number in numbers}
+            _check(setup.root.packages, "packages/", winners, found, progress, digests)
             found.added = [
                 readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
             ]
@@ -134,6 +145,7 @@ def _check(
     winners: Mapping[bytes, Winner],
     found: Verification,
     progress: Progress,
+    holes: Mapping[int, bytes] | None = None,
 ) -> None:
     for entry_path, winner in winners.items():
         path, name = os.path.join(os.fsencode(base), entry_path), prefix + readable(entry_path)
@@ -146,7 +158,7 @@ def _check(
             elif isinstance(winner.entry, Symlink):
                 as_it_was = stat.S_ISLNK(status.st_mode) and os.readlink(path) == winner.content
             else:
-                as_it_was = _check_file(path, name, winner, status, found)
+                as_it_was = _check_file(path, name, winner, status, found, holes)
                 progress.advance(status.st_size)
             if not as_it_was:
                 found.changed.append(name)
@@ -154,13 +166,20 @@ def _check(
             found.missing.append(name)
 
 
-def _check_file(path: bytes, name: str, winner: Winner, status: os.stat_result, found: Verification) -> bool:
+def _check_file(
+    path: bytes,
+    name: str,
+    winner: Winner,
+    status: os.stat_result,
+    found: Verification,
+    holes: Mapping[int, bytes] | None,
+) -> bool:
     """Whether a file is as its entry says, or at least damaged in a way that is told already."""
     entry = winner.entry
     if not stat.S_ISREG(status.st_mode) or (isinstance(entry, File) and status.st_size != entry.size):
         return False
     found.bytes += status.st_size
-    if content_on_disk(path, status.st_size, winner.file) != winner.content:
+    if content_on_disk(path, status.st_size, winner.file, holes) != winner.content:
         if status.st_mtime_ns != winner.mtime:
             return False
         found.corrupt.append(name)

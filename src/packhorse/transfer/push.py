@@ -19,7 +19,7 @@ from packhorse.errors import PackhorseError
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import PERSISTENT, SHARED, Root, State
-from packhorse.snapshot import frames
+from packhorse.snapshot import frames, holes
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import Encoded, Entry, File, Manifest
 from packhorse.snapshot.scan import Found, readable, scan
@@ -34,6 +34,7 @@ from packhorse.snapshot.writer import (
 from packhorse.store import condemned, tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
+from packhorse.transfer import arriving
 from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import changed_paths
@@ -129,6 +130,8 @@ class _Push:
         ):
             self._count(known)
             return []
+        if known is not None and self.local.holes:
+            self._refuse_changed_holes(found, known)
         before = Before.of(known)
         del known  # 24 MB for 40,000 files
         self._announce("saving packages", found)
@@ -144,6 +147,7 @@ class _Push:
             level=self.level,
             threads=self.threads,
             taken=self.taken,
+            holes=self.local.holes,
         )
         if written.changed:
             raise PackhorseError(
@@ -170,12 +174,28 @@ class _Push:
             return []
         return [part._replace(before=state.manifest)]
 
+    def _refuse_changed_holes(self, found: Sequence[Found], known: Manifest) -> None:
+        """Raise PackhorseError for a changed file that still lacks code; the index vouches for the others from now on."""
+        entries = {entry.path: entry for entry in known.entries if isinstance(entry, File)}
+        lacking = holes.lacking(known, holes.cold(known, self.state.gpus))
+        for item in found:
+            if item.path not in lacking or self.local.holds(item, entries[item.path], known.frames):
+                continue
+            status = os.lstat(os.path.join(os.fsencode(self.root.packages), item.path))
+            if status.st_blocks * 512 < status.st_size:
+                raise PackhorseError(
+                    f"packages/{readable(item.path)} was changed here while code for other GPUs was missing from it.",
+                    "Bring it back with `packhorse pull`, change it again, and push then.",
+                )
+
     def shared(
         self, directories: Sequence[str], exclude: Sequence[str], deadline: float | None
     ) -> list[_Part]:
         """The part for what was added to or changed in the shared `directories`."""
         base = os.fsencode(self.root.path)
         found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
+        missing = arriving.still(self.root)
+        found = [item for item in found if item.path not in missing]
         self.synced = self.local.synced().source == self.source
         listed = shared_of(self.mine)
         manifests = {
@@ -447,7 +467,7 @@ def _state_after(state: State, parts: Sequence[_Part]) -> State:
         if part.part == "packages":
             state = msgspec.structs.replace(
                 state,
-                state="complete",
+                state="sparse" if state.gpus else "complete",
                 manifest=part.digest,
                 fingerprint=part.manifest.fingerprint,
                 soabi=part.manifest.soabi,

@@ -1,22 +1,32 @@
 """Boot: before the child starts, make the root hold the environment of this worker.
 
 Pulls the newest snapshot of its fingerprint; where there is none, installs and pushes under a lease, so that one
-worker builds while the others wait. Runs in a process of its own, which ends before the child starts.
+worker builds while the others wait. Runs in a process of its own, which ends before the child starts, or, with `ready`
+and `early`, when the rest has been restored.
 """
 
 from __future__ import annotations
 
+import contextlib
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
 from packhorse.errors import IntegrityError, NoSuchSnapshotError, PackhorseError, StorageError
 from packhorse.progress import Progress
 from packhorse.root import boot_id
-from packhorse.transfer.pull import PullResult, Target, find, pull
+from packhorse.snapshot.gpu import Choice, choice
+from packhorse.snapshot.order import ranks, refined
+from packhorse.store import profiles
+from packhorse.transfer.pull import Opening, PullResult, Target, find, pull
 from packhorse.transfer.push import PushResult, push
 from packhorse.transfer.setup import Setup
+from packhorse.worker.restorer import Restorer
+from packhorse.worker.write_leases import probe
 
 POLL = 2.0
 """Seconds between two looks at a lease that another worker holds."""
@@ -26,7 +36,8 @@ class BootFacts(msgspec.Struct):
     """How the root came to hold the environment."""
 
     action: str
-    """`pulled`, `installed`, `unchanged` or `nothing` (nothing is configured and nothing stored)."""
+    """`pulled`, `installed`, `unchanged` or `nothing` (nothing is configured and nothing stored); `pulling` while the
+    command runs already."""
     snapshot: str = ""
     seconds: float = 0.0
     pull: PullResult | None = None
@@ -34,14 +45,34 @@ class BootFacts(msgspec.Struct):
     warning: str = ""
 
 
+class Early(NamedTuple):
+    """What a boot needs so that the child can start before it has ended."""
+
+    restorer: Restorer
+    name: str
+    """Of the profile of the child's command."""
+    command: str
+    """The command as the profile shows it."""
+    report: Callable[[BootFacts], None]
+    """Called just before the child may start, with what is known then."""
+    arrivals: str = ""
+    """For tests: "asked" brings large files only when somebody opens them, "random:7" in a random order and slowly."""
+
+
 class Boot:
     """One boot."""
 
     def __init__(
-        self, setup: Setup, progress: Progress, note: Callable[[str], None], warn: Callable[[str], None]
+        self,
+        setup: Setup,
+        progress: Progress,
+        note: Callable[[str], None],
+        warn: Callable[[str], None],
+        early: Early | None = None,
     ) -> None:
         self.setup, self.progress, self.note, self.warn = setup, progress, note, warn
-        self.config = setup.config
+        self.config, self.early = setup.config, early
+        self.profile: profiles.Profile | None = None
 
     def bring_up(self, snapshot: str = "") -> BootFacts:
         """Make the root ready for the child, from `snapshot` if that is given.
@@ -56,6 +87,8 @@ class Boot:
         return facts
 
     def _bring_up(self, snapshot: str) -> BootFacts:
+        if self._in_use() and self.setup.root.state().state == "partial":
+            self._wait_for_another()
         if self._in_use():
             if not snapshot and self._fits():
                 return BootFacts("unchanged", self.setup.root.state().snapshot)
@@ -107,6 +140,13 @@ class Boot:
                 raise
             return None
 
+    def _wait_for_another(self) -> None:
+        """Another worker on this root has started its command while the restore goes on: wait for its end."""
+        with self.setup.root.writing(
+            lambda holder: self.note(f"waiting for {holder}, which restores this root")
+        ):
+            pass
+
     def _in_use(self) -> bool:
         with self.setup.root.packages_unused() as free:
             return not free
@@ -115,21 +155,78 @@ class Boot:
         """Whether the root holds this configuration's packages (`whole`: and no crash of the machine can have
         taken bytes of them)."""
         state = self.setup.root.state()
-        if state.state != "complete":
+        wanted = set(self._gpus().gpus)
+        sparse = state.state == "sparse" and wanted and wanted <= set(state.gpus)
+        if state.state != "complete" and not sparse:
             return not self.config.environment.configured and not whole
         if whole and not state.durable and state.boot != boot_id():
             return False
         return state.fingerprint == self.setup.fingerprint
 
     def _pull(self, target: Target) -> PullResult:
-        return pull(
+        gpus, only = self._gpus()
+        pulled = pull(
             self.setup.root,
             self.setup.store,
             target,
             interpreter=lambda: self.setup.interpreter,
             progress=self.progress,
             waiting=lambda holder: self.note(f"waiting for {holder}, which is changing this root"),
+            gpus=gpus,
+            only=only,
+            opening=self._opening(),
         )
+        if self.early is not None:
+            self.early.restorer.finish()
+            self._refine(self.early)
+        return pulled
+
+    def _gpus(self) -> Choice:
+        return choice(self.config.run.gpu, self.setup.environ)
+
+    def _opening(self) -> Opening | None:
+        """How the child starts before everything is there, if it does."""
+        early = self.early
+        if early is None:
+            return None
+
+        def start(pulled: PullResult) -> None:
+            early.report(BootFacts("pulling", pulled.snapshot, pull=pulled))
+            early.restorer.start()
+
+        if self.config.run.start == "ready":
+            return Opening(start, ranks)
+        why = probe(self.setup.root.path)
+        if why:
+            self.warn(f'run.start = "early" cannot work here, so the command starts when all is there: {why}')
+            return None
+        return Opening(start, self._ranks(early), early.restorer)
+
+    def _ranks(self, early: Early) -> Callable[[Iterable[bytes]], Mapping[bytes, int]]:
+        """The order of large files, by the profile of the command where there is one."""
+        if early.arrivals.startswith("random:"):
+            shuffle = random.Random(early.arrivals).shuffle  # noqa: S311
+
+            def at_random(paths: Iterable[bytes]) -> Mapping[bytes, int]:
+                order = sorted(paths)
+                shuffle(order)
+                return {path: rank for rank, path in enumerate(order)}
+
+            return at_random
+        self.profile = profiles.read(self.setup.store, self.config.storage.tag, early.name, self.warn)
+        return partial(ranks, profile=self.profile.files if self.profile is not None else ())
+
+    def _refine(self, early: Early) -> None:
+        """Keep what the child waited for, for the next boot. A store that cannot be written to keeps the old one."""
+        before = self.profile.files if self.profile is not None else ()
+        files = refined(before, early.restorer.opened)
+        if files != tuple(before):
+            with contextlib.suppress(StorageError):
+                profiles.write(
+                    self.setup.store,
+                    self.config.storage.tag,
+                    profiles.Profile(name=early.name, command=early.command, files=files),
+                )
 
     def _instead(self, error: PackhorseError, snapshot: str) -> BootFacts:
         """What to do when the snapshot cannot be restored: fail, or install where the configuration says so."""

@@ -6,6 +6,7 @@ the command ends before anything is let go of when the supervisor is gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -92,10 +93,8 @@ class Restorer:
             lease = self._leases.pop(path)
             os.close(descriptor)
             if lease.told:
-                try:
+                with contextlib.suppress(OSError):  # the listener sees the end of the link
                     self._link.send(Arrived((lease.number,)))
-                except OSError:
-                    pass  # the listener sees the end of the link
 
     def finish(self) -> None:
         """Everything is there: the end of the link means nothing any more."""
