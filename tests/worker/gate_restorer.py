@@ -25,6 +25,7 @@ class Restorer:
         parser.add_argument("--result")
         parser.add_argument("--link", type=int)
         parser.add_argument("--snapshot", default="")
+        parser.add_argument("--profile", nargs=2)
         self.options = parser.parse_args()
         self.link = Link.inherited(self.options.link)
         self.files: dict[str, tuple[int, int]] = {}

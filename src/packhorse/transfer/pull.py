@@ -400,9 +400,8 @@ class _Restore:
             self.arriving.arrived(path)
         gate.arrived(prefix + path, descriptor)
 
-    def _bring(self, jobs: Sequence[Job]) -> None:
-        gate = self.opening.gate if self.opening is not None else None
-        self.result.transferred_bytes += self.fetch(jobs, wanted=gate.wanted if gate is not None else None)
+    def _bring(self, jobs: Sequence[Job], wanted: Wanted | None = None) -> None:
+        self.result.transferred_bytes += self.fetch(jobs, wanted=wanted)
 
     @contextlib.contextmanager
     def _beside(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -412,7 +411,7 @@ class _Restore:
             return
         assert self.opening is not None and self.opening.gate is not None
         with ThreadPoolExecutor(1, thread_name_prefix="held") as pool:
-            bringing = pool.submit(self._bring, jobs)
+            bringing = pool.submit(self._bring, jobs, self.opening.gate.wanted)
             try:
                 yield
             except BaseException:
