@@ -7,6 +7,8 @@ are there. A side that dies is seen by the other as the end of the link.
 from __future__ import annotations
 
 import array
+import fcntl
+import os
 import socket
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -16,6 +18,7 @@ import msgspec
 _MOST = 200
 """Descriptors in one message; the kernel takes 253 (unix(7), SCM_MAX_FD)."""
 _LONGEST = 64 << 10
+_F_SETSIG = 10  # linux/fcntl.h
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
@@ -70,6 +73,13 @@ class Link:
         """The descriptor of this end."""
         return self._socket.fileno()
 
+    def announce(self, number: int) -> None:
+        """Have this process sent the signal `number` for each message and at the end."""
+        descriptor = self.fileno()
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(descriptor, _F_SETSIG, number)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
     def close(self) -> None:
         """The other side sees the end of the link."""
         self._socket.close()
@@ -95,10 +105,10 @@ class Link:
     def receive(self, *, wait: bool = True) -> tuple[Message, list[int]] | None:
         """The next message and the descriptors that came with it, in the order of its numbers; None at the end.
 
-        Raises BlockingIOError where there is none yet and it should not wait.
+        They are closed on exec; where there was no room for them there are fewer than numbers. Raises BlockingIOError where there is none yet and it should not wait.
         """
         content, descriptors, _, _ = socket.recv_fds(
-            self._socket, _LONGEST, _MOST, 0 if wait else socket.MSG_DONTWAIT
+            self._socket, _LONGEST, _MOST, socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         )
         if not content:
             return None

@@ -24,6 +24,7 @@ from packhorse.errors import EXIT_SUPERVISOR, CannotStartError, ConfigError, Pac
 from packhorse.root import Root
 from packhorse.session import Session
 from packhorse.worker import path_report
+from packhorse.worker.gate import Gate
 from packhorse.worker.supervise import ENDING, Process, Stopped, Supervisor
 
 OWN = "import sys; sys.path = [p for p in sys.path if p]; from packhorse.cli import main; main()"
@@ -74,6 +75,7 @@ class Status:
             "pid": None,
             "exit_code": None,
             "boot": None,
+            "restoring": False,
             "backup": None,
             "seconds": {},
         }
@@ -102,17 +104,24 @@ class Status:
             atomic.write_file(self._file, content, mode=0o644)
 
 
-def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None) -> int:
-    """Restore, run the command, save; returns the exit code. Raises PackhorseError before the command ran."""
+def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None, look: float = 0.0) -> int:
+    """Restore, run the command, save; returns the exit code. Raises PackhorseError before the command ran.
+
+    `look` is that of Gate.
+    """
     status = Status(status_file, call.speech.warn)
     status.enter("booting")
     code = EXIT_SUPERVISOR
     try:
         with _session(call) as opened:
-            code = _boot(call, opened, snapshot, status)
-            if code == 0:
-                backups = _Backups(call, opened, status)
-                code = _run(call, opened, status, backups)
+            backups = _Backups(call, opened, status)
+            gate = _gate(call, opened, status, look)
+            code = _boot_and_run(call, opened, snapshot, status, backups, gate)
+            if gate is not None and gate.failure and _may_install(call, snapshot):
+                call.speech.warn("starting once more when all is restored, as run.on-restore-failure says")
+                status.enter("booting")
+                code = _boot_and_run(call, opened, snapshot, status, backups, None)
+            if status.facts["pid"] is not None:
                 backups.finish()
     except Stopped as stopped:
         code = stopped.exit_code
@@ -156,8 +165,48 @@ def _session(call: Invocation) -> Iterator[Session]:
             opened.close()
 
 
-def _boot(call: Invocation, opened: Session, snapshot: str, status: Status) -> int:
-    """Make the root ready; returns 0 or the exit code to end with."""
+def _boot_and_run(
+    call: Invocation, opened: Session, snapshot: str, status: Status, backups: _Backups, gate: Gate | None
+) -> int:
+    """Boot, then run the command; with a gate the boot may go on meanwhile."""
+    try:
+        code = _boot(call, opened, snapshot, status, gate)
+        return code or _run(call, opened, status, backups, gate)
+    finally:
+        if gate is not None:
+            gate.close()
+            status.facts["restoring"] = False
+
+
+def _gate(call: Invocation, opened: Session, status: Status, look: float) -> Gate | None:
+    if call.config.run.start == "complete":
+        return None
+
+    def on_complete() -> None:
+        status.facts["boot"] = _facts(_boot_result(opened)) or status.facts["boot"]
+        status.facts["restoring"] = False
+        with contextlib.suppress(OSError):
+            status.write()
+
+    return Gate(call.supervisor, call.speech.warn, on_complete=on_complete, look=look)
+
+
+def _may_install(call: Invocation, snapshot: str) -> bool:
+    config = call.config
+    return (
+        not snapshot
+        and not call.supervisor.stopped_by
+        and config.run.on_restore_failure == "install"
+        and config.environment.configured
+    )
+
+
+def _boot_result(opened: Session) -> Path:
+    return opened.build / "boot.json"
+
+
+def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate: Gate | None) -> int:
+    """Make the root ready, or ready enough for the gate; returns 0 or the exit code to end with."""
     if not snapshot and _nothing_to_restore(call.config, call.root):
         return 0
     supervisor = call.supervisor
@@ -169,14 +218,25 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status) -> i
                 time.monotonic() + call.config.run.stop_timeout, lambda: process.send(signal.SIGKILL)
             )
 
-    result = opened.build / "boot.json"
+    result = _boot_result(opened)
     wanted = ["--snapshot", snapshot] if snapshot else []
     argv = call.own("boot", "--result", str(result), *wanted)
+    environ = redirect.own(call.environ)
     try:
-        code = supervisor.run_own(argv, redirect.own(call.environ), on_signal)
+        if gate is None:
+            code = supervisor.run_own(argv, environ, on_signal)
+        else:
+            restorer = gate.open(argv, environ)
+            supervisor.wait_until(
+                lambda: gate.started or gate.code is not None, lambda number: on_signal(restorer, number)
+            )
+            code = gate.code or (1 if gate.failure else 0)
+            status.facts["restoring"] = gate.restoring
+            if not gate.restoring:
+                supervisor.end_leftovers(restorer, orphans=False)
     except CannotStartError as error:
         raise PackhorseError(error.what, error.remedy) from error  # it is not the command that cannot start
-    status.facts["boot"] = _facts(result)
+    status.facts["boot"] = _facts(result) or status.facts["boot"]
     if supervisor.stopped_by:
         return 128 + supervisor.stopped_by
     return EXIT_SUPERVISOR if code else 0
@@ -190,22 +250,29 @@ def _nothing_to_restore(config: Config, root: Root) -> bool:
     return directory is not None and not os.path.exists(directory / "tags" / config.storage.tag)
 
 
-def _run(call: Invocation, opened: Session, status: Status, backups: _Backups) -> int:
-    environ = _environment(call, opened)
+def _run(call: Invocation, opened: Session, status: Status, backups: _Backups, gate: Gate | None) -> int:
+    restoring = gate is not None and gate.restoring
+    environ = _environment(call, opened, partial=restoring)
+    if gate is not None and restoring:
+        environ |= gate.marked
     for line in path_report.lines(call.root, environ, call.config.run.app_path):
         call.speech.note(line)
 
     def on_start(pid: int) -> None:
         status.facts["pid"] = pid
         status.enter("running")
-        backups.begin()
+        if gate is not None:
+            gate.child_started(pid)
+        backups.begin(gate)
 
-    return _child(call, opened, environ, on_start)
+    code = _child(call, opened, environ, on_start)
+    return EXIT_SUPERVISOR if gate is not None and gate.ended_child else code
 
 
-def _environment(call: Invocation, opened: Session) -> dict[str, str]:
+def _environment(call: Invocation, opened: Session, *, partial: bool = False) -> dict[str, str]:
+    """Of the child; `partial`: the rest of the root is on its way."""
     with call.supervisor.interruptible():
-        _require_usable(call)
+        _require_usable(call, partial=partial)
     changed = redirect.changes(
         call.root,
         call.environ,
@@ -247,9 +314,11 @@ class _Backups:
         self._finishing = False
         self._hurried = False
         self._given_up = False
+        self._gate: Gate | None = None
 
-    def begin(self) -> None:
-        """Start one every `backup_every` seconds from now on."""
+    def begin(self, gate: Gate | None) -> None:
+        """Start one every `backup_every` seconds from now on, but for the time of a restore."""
+        self._gate = gate
         if self._call.config.run.backup and self._call.config.run.backup_every:
             self._call.supervisor.every(self._call.config.run.backup_every, self._start_periodic)
 
@@ -280,7 +349,8 @@ class _Backups:
             return False
 
     def _start_periodic(self) -> None:
-        if self._running is None and not self._call.supervisor.stopping:
+        restoring = self._gate is not None and self._gate.restoring
+        if self._running is None and not self._call.supervisor.stopping and not restoring:
             self._start()
 
     def _start_final(self, ends: float | None) -> None:
@@ -343,10 +413,10 @@ class _Backups:
             self._status.write()
 
 
-def _require_usable(call: Invocation) -> None:
+def _require_usable(call: Invocation, *, partial: bool) -> None:
     """Refuse an environment that is not whole, or was made for another Python. Raises PackhorseError."""
     state = call.root.state()
-    if state.state == "partial":
+    if state.state == "partial" and not partial:
         raise PackhorseError(
             f"The environment in {call.root.path} is only partly restored.",
             "Run `packhorse pull` to finish it.",

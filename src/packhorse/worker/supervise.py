@@ -15,14 +15,20 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 
 from packhorse.errors import CannotStartError, CommandNotFoundError
+from packhorse.worker import tree
+from packhorse.worker.terminal import Terminal
+from packhorse.worker.tree import Tree
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 """The signals after which a child has its stop-timeout to end."""
 ENDING = (*STOPPING, signal.SIGHUP, signal.SIGQUIT)
 """The signals that mean the end to a process which does not handle them."""
+MESSAGE = signal.SIGRTMIN + 2
+"""The signal by which the supervisor learns that a message came (F_SETSIG); SIGIO where too many are on their way."""
 _FORWARDED = (*ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _RESET = (
     signal.SIGPIPE,
@@ -53,6 +59,8 @@ class Process:
     def __init__(self, pid: int, on_end: Callable[[int], None] | None = None) -> None:
         self.pid = pid
         self.code: int | None = None
+        self.outlasts_child = False
+        """Whether the child may need it as long as it lives."""
         self.stop_signal = 0
         """The signal that a process stopped by job control was stopped with."""
         self.on_end = on_end
@@ -87,20 +95,28 @@ class Supervisor:
         self._processes: dict[int, Process] = {}
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._on_signal: Callable[[int], None] = lambda number: None
-        self._terminal = _Terminal()
+        self.on_message: Callable[[], None] = lambda: None
+        """Called when MESSAGE arrived."""
+        self.pausing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        """Entered while job control stops this process itself."""
+        self.tree = Tree(os.getpid(), lambda: self._strangers | self._own)
+        self._own: set[int] = set()
+        self._late: list[Callable[[], None]] = []
+        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._terminal = Terminal(lambda: self.pausing())  # noqa: PLW0108  (it is replaced)
         # SIGTERM is served even where it was ignored; the others stay ignored, as `nohup` wants it.
         self._served = {
             number
             for number in (*_FORWARDED, signal.SIGCONT)
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
-        } | {signal.SIGCHLD}
+        } | {signal.SIGCHLD, signal.SIGIO, MESSAGE}
         if self._terminal.there:
             self._served.add(signal.SIGTSTP)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody learns how a child ended
         signal.pthread_sigmask(signal.SIG_BLOCK, self._served | {signal.SIGTTOU})
         # Whoever replaced itself by this process (`sidecar & exec packhorse run ...`) may have left it children.
         self._strangers = (
-            {pid for pid, parent, _ in _all_processes() if parent == os.getpid()}
+            {pid for pid, seen in tree.processes().items() if seen.parent == os.getpid()}
             if _has_children()
             else set[int]()
         )
@@ -125,7 +141,9 @@ class Supervisor:
         executable = find_executable(argv[0], environ)
         lowest = min(_LOWEST_INHERITED, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         inherited = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, lowest) for descriptor in keep]
+        raised = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
             pid = os.posix_spawn(
                 executable,
                 list(argv),
@@ -144,9 +162,12 @@ class Supervisor:
         except OSError as error:
             raise _cannot_start(argv[0], executable, error) from error
         finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, raised)
             for descriptor in inherited:
                 os.close(descriptor)
         self._processes[pid] = process = Process(pid, on_end)
+        if own:
+            self._own.add(pid)
         return process
 
     def run_child(
@@ -171,7 +192,7 @@ class Supervisor:
             if number in STOPPING:
                 self.stopping = True
                 for process in self._processes.values():
-                    if process is not child:
+                    if process is not child and not process.outlasts_child:
                         process.send(signal.SIGTERM)
                 self.at(time.monotonic() + stop_timeout, lambda: child.send(signal.SIGKILL))
 
@@ -201,13 +222,18 @@ class Supervisor:
 
     def wait(self, process: Process, on_signal: Callable[[int], None]) -> int:
         """Serve signals and timers until `process` has ended; return its exit code."""
+        self.wait_until(lambda: process.code is not None, on_signal)
+        assert process.code is not None
+        return process.code
+
+    def wait_until(self, reached: Callable[[], bool], on_signal: Callable[[int], None]) -> None:
+        """Serve signals and timers until something is reached that one of them brings about."""
         self._on_signal = on_signal
         try:
-            while process.code is None:
+            while not reached():
                 self._serve()
         finally:
             self._on_signal = lambda number: None
-        return process.code
 
     def end_leftovers(self, process: Process, *, orphans: bool = True) -> None:
         """End what `process` left behind: members of its group and, with `orphans`, whatever was handed to us.
@@ -218,6 +244,8 @@ class Supervisor:
             until = time.monotonic() + patience
             if number == signal.SIGTERM and self.grace_ends is not None:
                 until = min(until, self.grace_ends - _KILLING)
+            if number == signal.SIGTERM and self.tree.stopped:
+                continue  # who is stopped for want of a file must not run on
             told: set[int] = set()
             while (left := self._leftovers(process.pid, orphans)) and time.monotonic() < until:
                 for pid in left - told if number == signal.SIGTERM else left:
@@ -230,12 +258,24 @@ class Supervisor:
     def _leftovers(self, group: int, orphans: bool) -> set[int]:
         if self._adopts and not _has_children():
             return set()  # no need to look through /proc
-        alive = list(_all_processes())
-        found = {pid for pid, parent, in_group in alive if in_group == group}
+        alive = tree.processes()
+        found = {pid for pid, seen in alive.items() if seen.group == group}
         if orphans:
-            found |= {pid for pid, parent, _ in alive if parent == os.getpid()}
+            found |= {pid for pid, seen in alive.items() if seen.parent == os.getpid()}
             found -= self._strangers | self._processes.keys()
         return found
+
+    def allow_more_open_files(self) -> None:
+        """Raise the limit of this process as far as it may; what is started keeps the one that there was."""
+        hard = self._open_files[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    def resume(self) -> None:
+        """Continue what was stopped with `tree.stop`, and catch up with what job control did meanwhile."""
+        self.tree.resume()
+        late, self._late = self._late, []
+        for action in late:
+            action()
 
     # --- signals and timers ---
 
@@ -303,6 +343,10 @@ class Supervisor:
     def _take(self, number: int) -> None:
         if number == signal.SIGCHLD:
             self._reap()
+        elif number in (MESSAGE, signal.SIGIO):
+            self.on_message()
+        elif number == signal.SIGCONT and self.tree.stopped:
+            self._late.append(lambda: self._take(number))
         elif number == signal.SIGCONT:
             for process in self._processes.values():
                 self._terminal.resume(process)
@@ -320,91 +364,25 @@ class Supervisor:
                 return
             process = self._processes.get(pid)
             if os.WIFSTOPPED(status):
-                if process is not None:
-                    self._terminal.stopped(process, os.WSTOPSIG(status))
+                self._stopped(process, os.WSTOPSIG(status))
                 continue
             if process is None:  # an orphan
                 self._strangers.discard(pid)
                 continue
             del self._processes[pid]
+            self._own.discard(pid)
             code = os.waitstatus_to_exitcode(status)
             process.code = code if code >= 0 else 128 - code
             if process.on_end is not None:
                 process.on_end(process.code)
 
-
-class _Terminal:
-    """Job control of the controlling terminal, as a shell does it for its jobs (credentials(7), tcsetpgrp(3))."""
-
-    def __init__(self) -> None:
-        try:
-            self._descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:
-            self._descriptor = -1
-        self._lent = False
-        self._wanted = False
-
-    @property
-    def there(self) -> bool:
-        """Whether this process has a controlling terminal."""
-        return self._descriptor >= 0
-
-    def offer(self, child: Process) -> None:
-        """Hand over the terminal if it is ours and the child has it as stdin and stdout.
-
-        In `packhorse exec -- CMD | less` it stays with our group; a child that needs it all the same is
-        stopped for want of it (SIGTTIN, SIGTTOU), and then gets it.
-        """
-        self._wanted = os.isatty(0) and os.isatty(1)
-        if self._wanted and self._in_front() == os.getpgrp():
-            self._lend(child)
-
-    def take_back(self) -> None:
-        """Take the terminal from whoever of ours has it."""
-        if self._lent:
-            self._put_in_front(os.getpgrp())
-            self._lent = False
-
-    def stopped(self, process: Process, number: int) -> None:
-        """A process was stopped: stop this whole job with it, so that the shell above learns of it."""
-        if not self.there:
+    def _stopped(self, process: Process | None, number: int) -> None:
+        if process is None or self.tree.stopped_here(process.pid):
             return
-        if number in (signal.SIGTTIN, signal.SIGTTOU) and self._in_front() in (os.getpgrp(), process.pid):
-            self._lend(process)
-            process.send(signal.SIGCONT)
-            return
-        if number == signal.SIGSTOP and not self._lent:
-            return  # somebody else's doing, and theirs to continue
-        process.stop_signal = number
-        self.take_back()
-        mirrored = signal.SIGTSTP if number == signal.SIGSTOP else number
-        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [mirrored])
-        os.kill(0, mirrored)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        # Where no shell could continue us (an orphaned process group) the kernel does not stop us.
-        if signal.SIGCONT not in signal.sigpending() and self._in_front() == os.getpgrp():
-            self.resume(process)
-
-    def resume(self, process: Process) -> None:
-        """Continue a process, with the terminal if that is ours again."""
-        if process.stop_signal and self._wanted and self._in_front() == os.getpgrp():
-            self._lend(process)
-        process.stop_signal = 0
-        process.send(signal.SIGCONT)
-
-    def _lend(self, process: Process) -> None:
-        self._wanted = self._lent = True
-        self._put_in_front(process.pid)
-
-    def _in_front(self) -> int:
-        try:
-            return os.tcgetpgrp(self._descriptor)
-        except OSError:
-            return -1
-
-    def _put_in_front(self, group: int) -> None:
-        with contextlib.suppress(OSError):  # it hung up, or the group is gone
-            os.tcsetpgrp(self._descriptor, group)
+        if self.tree.stopped:
+            self._late.append(lambda: self._stopped(process, number))
+        else:
+            self._terminal.stopped(process, number)
 
 
 def find_executable(name: str, environ: Mapping[str, str]) -> str:
@@ -465,12 +443,3 @@ def _become_subreaper() -> bool:
     import ctypes
 
     return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
-
-
-def _all_processes() -> Iterator[tuple[int, int, int]]:
-    """Every living process with its parent and process group (proc_pid_stat(5))."""
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-            state, parent, group = file.read().rpartition(b")")[2].split()[:3]
-            if state not in b"ZX":
-                yield int(name), int(parent), int(group)

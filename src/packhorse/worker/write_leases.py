@@ -39,11 +39,14 @@ def renew(descriptor: int, process: int, number: int) -> bool:
     """Let go of a lease and take it again, so that the kernel's clock for whoever wants the file starts anew.
 
     Only while all who may want the file are stopped: who waits in open(2) counts as having it open. False where somebody
-    else does, and so the lease is lost.
+    else does; the lease is as it was then, unless that one came in this very moment.
     """
     try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # refused while somebody waits
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        take(descriptor, process, number)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # at once: nothing holds the file back here
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, process)  # letting go forgot them
+        fcntl.fcntl(descriptor, _F_SETSIG, number)
     except OSError:
         return False
     return True

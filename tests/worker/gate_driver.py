@@ -1,0 +1,58 @@
+"""`packhorse run -- CMD` whose restorer is a program of the test: `python gate_driver.py RESTORER LOOK CMD...`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from packhorse import config
+from packhorse.errors import PackhorseError
+from packhorse.root import Root
+from packhorse.worker import run
+from packhorse.worker.supervise import Stopped, Supervisor
+
+
+class Invocation(run.Invocation):
+    """Restores with the test's program, the first time."""
+
+    def own(self, name: str, *arguments: str) -> list[str]:
+        """The command line of the restorer, or of a process of packhorse's own."""
+        program = Path(os.environ["RESTORER"])
+        if name == "boot" and program.exists():
+            return [sys.executable, str(program), *arguments]
+        return super().own(name, *arguments)
+
+
+def main() -> int:
+    look, *command = sys.argv[1:]
+    supervisor = Supervisor()
+    loaded = config.load(os.environ, Path.cwd())
+    supervisor.grace = loaded.run.grace
+    loaded = msgspec.structs.replace(loaded, run=msgspec.structs.replace(loaded.run, start="early"))
+
+    def say(line: str) -> None:
+        os.write(2, f"{line}\n".encode())
+
+    call = Invocation(
+        config=loaded,
+        root=Root.open(loaded.root),
+        command=command,
+        environ=os.environ,
+        flags=(),
+        speech=run.Speech(say, say),
+        supervisor=supervisor,
+    )
+    try:
+        return run.run(call, status_file=Path("status.json"), look=float(look))
+    except Stopped as stopped:
+        return stopped.exit_code
+    except PackhorseError as error:
+        say(str(error))
+        return 125
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""What the gate promises: who opens a file that is not there yet gets its bytes, or is ended; nobody hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from tests.conftest import Packhorse
+from tests.worker import gate_driver
+from tests.worker.conftest import Started, alive, python, until
+
+Run = Callable[..., Started]
+
+PREAMBLE = """
+import os, signal, subprocess, sys, time
+from tests.worker.gate_restorer import *
+r = Restorer()
+"""
+
+
+@pytest.fixture
+def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
+    """Starts a supervisor with a restorer and a child, each given as a program."""
+    started: list[Started] = []
+    restorer = tmp_path / "restorer.py"
+
+    def run(
+        restores: str, *command: str, look: float = 0.2, env: Mapping[str, str] | None = None, limit: str = ""
+    ) -> Started:
+        restorer.write_text(PREAMBLE + restores)
+        environ = {
+            **packhorse.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "RESTORER": str(restorer),
+            "PACKHORSE_RUN_ON_MISSING": "fail",  # so that there is something to boot
+            **(env or {}),
+        }
+        words = command[1:] if command[0] == "--" else command
+        before = ["prlimit", f"--nofile={limit}"] if limit else []
+        argv = [*before, sys.executable, gate_driver.__file__, str(look), *words]
+        started.append(Started(argv, environ, packhorse.directory))
+        return started[-1]
+
+    yield run
+    for each in started:
+        if each.process.poll() is None:
+            each.send(signal.SIGTERM)
+            try:
+                each.process.wait(20)
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+        each.process.wait()
+        if each.process.stdout is not None:
+            each.process.stdout.close()
+
+
+FILL_WHEN_WANTED = 'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); r.record("pulled")'
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("cat", "a"),
+        ("dd", "if=a", "status=none"),
+        python('fd = os.open("a", os.O_RDONLY); os.write(1, os.read(fd, 1 << 20))'),
+        python('fd = os.open("a", os.O_RDWR); os.write(1, os.read(fd, 1 << 20))'),
+        python('import mmap; f = open("a", "rb"); os.write(1, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[:])'),
+        python('os.link("a", "b"); os.write(1, open("b", "rb").read())'),
+        python('os.rename("a", "b"); os.write(1, open("b", "rb").read())'),
+        python('os.chmod("a", 0o600); os.write(1, open("a", "rb").read())'),
+        ("sh", "-c", "cat a & wait"),
+        ("sh", "-c", "setsid sh -c 'cat a > out & exec true'; until [ -s out ]; do :; done; cat a"),
+        python('os.execvp("cat", ["cat", "a"])'),
+        python('subprocess.run(["cat", "a"])'),
+    ],
+    ids=lambda command: " ".join(command)[-50:],
+)  # fmt: skip
+def test_whoever_opens_a_file_gets_its_bytes(gate: Run, command: tuple[str, ...]) -> None:
+    run = gate(FILL_WHEN_WANTED, *command)
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b"a" * (1 << 20), run.errors()
+    assert run.wait() == 0, run.errors()
+
+
+def test_a_file_that_is_truncated_or_overwritten_is_first_there(gate: Run, tmp_path: Path) -> None:
+    program = 'os.truncate("a", 3); open("b", "wb").write(b"new"); say(open("a").read())'
+    restores = 'r.hold("a", "b"); r.start()\nfor n in "ab": r.wanted(n); r.fill(n)'
+    run = gate(restores, *python(program))
+    assert run.line() == "aaa"
+    assert run.wait() == 0
+    assert (tmp_path / "b").read_bytes() == b"new"
+
+
+def test_a_file_that_is_removed_waits_for_nobody(gate: Run, tmp_path: Path) -> None:
+    run = gate('r.hold("a"); r.start(); sys.stdin.read(); r.link.receive()', "rm", "a")
+    assert run.wait() == 0
+    assert not (tmp_path / "a").exists()
+
+
+def test_who_does_not_want_to_wait_is_told_so(gate: Run) -> None:
+    program = """
+try: os.open("a", os.O_RDONLY | os.O_NONBLOCK)
+except BlockingIOError: say("would block", os.stat("a").st_size)
+"""
+    assert gate(FILL_WHEN_WANTED, *python(program)).line() == f"would block {1 << 20}"
+
+
+def test_a_program_is_executed_as_soon_as_it_is_there_many_times(gate: Run) -> None:
+    """Neither too early nor with ETXTBSY, whether by fork or vfork."""
+    restores = """
+content = open(shutil.which("true"), "rb").read()
+names = [f"./p{n}" for n in range(60)]
+r.hold(*names, size=len(content), mode=0o755)
+r.start()
+for name in names: r.wanted(name); r.fill(name, content=content)
+"""
+    program = """
+for n in range(60):
+    if n % 2: code = subprocess.call([f"./p{n}"])
+    else: code = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(f"./p{n}", ["p"], os.environ), 0)[1])
+    if code: say("failed", n, code)
+say("done")
+"""
+    run = gate("import shutil\n" + restores, *python(program))
+    assert run.line() == "done"
+    assert run.wait() == 0, run.errors()
+
+
+def test_a_file_that_takes_long_is_renewed(gate: Run) -> None:
+    """Each time the kernel begins its count again, and whoever waits asks again, in a vfork and in threads too."""
+    restores = 'r.hold("a"); r.start(); r.wanted("a", 4); r.fill("a")'
+    program = """
+import threading
+threads = [threading.Thread(target=lambda: say(open("a").read(3))) for _ in range(3)]
+for each in threads: each.start()
+for each in threads: each.join()
+"""
+    run = gate(restores, *python(program))
+    assert [run.line() for _ in range(3)] == ["aaa"] * 3
+    assert run.wait() == 0
+
+
+def test_a_program_that_takes_long_while_a_vfork_waits(gate: Run) -> None:
+    restores = """
+import shutil
+content = open(shutil.which("echo"), "rb").read()
+r.hold("./p", size=len(content), mode=0o755)
+r.start(); r.wanted("./p", 4); r.fill("./p", content=content)
+"""
+    run = gate(restores, *python('subprocess.run(["./p", "there"])'))
+    assert run.line() == "there"
+    assert run.wait() == 0
+
+
+def test_a_stop_does_not_continue_who_was_stopped_before(gate: Run) -> None:
+    program = """
+p = subprocess.Popen(["sleep", "1000"])
+p.send_signal(signal.SIGSTOP)
+os.waitid(os.P_PID, p.pid, os.WSTOPPED)
+open("a").read()
+say(open(f"/proc/{p.pid}/stat").read().rpartition(")")[2].split()[0])
+p.kill()
+"""
+    run = gate('r.hold("a"); r.start(); r.wanted("a", 3); r.fill("a")', *python(program))
+    assert run.line() == "T"
+    assert run.wait() == 0
+
+
+def test_someone_elses_sigcont_lets_nobody_through(gate: Run) -> None:
+    """A health checker that continues the child all the time."""
+    restores = """
+r.hold("a"); r.start()
+p = subprocess.Popen([sys.executable, "-c",
+    f"import os, signal\\nwhile True: os.kill({r.child}, signal.SIGCONT)"])
+r.wanted("a", 3); r.fill("a"); p.kill(); p.wait()
+"""
+    run = gate(restores, *python('say(open("a").read(3))'))
+    assert run.line() == "aaa"
+    assert run.wait() == 0
+
+
+def test_while_somebody_else_waits_for_a_file_the_child_is_stopped(gate: Run, tmp_path: Path) -> None:
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); sys.stdin = open("go"); sys.stdin.read(); r.fill("a")'
+    os.mkfifo(tmp_path / "go")
+    run = gate(restores, *python('say("up", os.getpid()); say(open("a").read(3))'))
+    pid = run.line().split()[1]
+    outside = subprocess.Popen(["cat", "a"], cwd=tmp_path, stdout=subprocess.PIPE)
+    until(lambda: "outside of the command" in run.errors())
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    (tmp_path / "go").write_text("")
+    assert run.line() == "aaa"
+    assert outside.communicate()[0] == b"a" * (1 << 20)
+    assert run.wait() == 0
+    assert run.errors().count("outside of the command") == 1
+
+
+READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("os.kill(os.getpid(), 9)", "was ended by signal 9"),
+        ("sys.exit(6)", "ended with exit code 6"),
+        ("", "ended before every file was there"),
+    ],
+)
+def test_a_restore_that_fails_ends_the_command(gate: Run, end: str, why: str) -> None:
+    run = gate(f'r.hold("a"); r.start(); r.wanted("a"); {end}', *READER)
+    pid = int(run.line())
+    assert run.wait() == 125
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    assert run.errors().count("so the command was ended") == 1
+    assert not alive(pid)
+
+
+def test_daemons_end_with_a_restore_that_fails(gate: Run, tmp_path: Path) -> None:
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); open("go").read(); os.kill(os.getpid(), 9)'
+    os.mkfifo(tmp_path / "go")
+    daemon = "setsid sh -c '(cat a > out; echo $$) & echo $!' &"
+    run = gate(restores, "sh", "-c", f"{daemon} {daemon} (setsid sleep 1000 & echo $!); cat a")
+    pids = [int(run.line()) for _ in range(3)]
+    (tmp_path / "go").write_text("")
+    assert run.wait() == 125
+    assert not any(map(alive, pids))
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_a_restore_that_fails_before_the_start_is_a_boot_that_failed(gate: Run) -> None:
+    run = gate('r.hold("a"); sys.exit(6)', "echo", "no")
+    assert run.wait() == 125
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+
+
+def test_a_restorer_that_ends_well_before_the_start_leaves_an_ordinary_run(gate: Run) -> None:
+    run = gate('r.record("unchanged")', "echo", "yes")
+    assert run.line() == "yes"
+    assert run.wait() == 0
+
+
+def test_a_killed_supervisor_takes_the_command_with_it(gate: Run, tmp_path: Path) -> None:
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); print; r.end_with_supervisor()'
+    script = "setsid sh -c 'cat a > out & echo $!' ; (setsid sleep 1000 & echo $!); echo $$; cat a"
+    run = gate(restores, "sh", "-c", script)
+    pids = [int(run.line()) for _ in range(3)]
+    run.process.kill()
+    until(lambda: "orphans ended" in run.errors())
+    assert not any(map(alive, pids))
+    assert "supervisor of the command was killed" in run.errors()
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_sigterm_ends_the_restore_after_the_command(gate: Run) -> None:
+    """Which may still need a file for its own end."""
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); forever()'
+    program = 'taking(15); say("up"); take(15); say(open("a").read(3)); sys.exit(7)'
+    run = gate(restores, *python(program))
+    assert run.line() == "up"
+    run.send(signal.SIGTERM)
+    assert run.line() == "aaa"
+    assert run.wait() == 7
+
+
+def test_the_restore_ends_with_a_command_that_ends_by_itself(gate: Run) -> None:
+    run = gate('say = r.hold("a"); r.start(); forever()', "sh", "-c", "exit 3")
+    assert run.wait() == 3
+    assert "restore failed" not in run.errors()
+
+
+def test_the_status_file_tells_whether_the_restore_is_on_its_way(gate: Run, tmp_path: Path) -> None:
+    program = """
+import json
+def facts(): return json.load(open("status.json"))
+while facts()["phase"] != "running": pass
+say(facts()["restoring"], facts()["boot"]["action"])
+open("a").read()
+while facts()["restoring"]: pass
+say(facts()["boot"]["action"])
+"""
+    run = gate(FILL_WHEN_WANTED, *python(program))
+    assert [run.line(), run.line()] == ["True started", "pulled"]
+    assert run.wait() == 0
+    assert json.loads((tmp_path / "status.json").read_text())["restoring"] is False
+
+
+def test_the_command_keeps_the_limit_on_open_files_and_gets_none_of_the_held(gate: Run) -> None:
+    restores = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+r.hold(*(f"f{n}" for n in range(400))); r.start(); r.fill(*r.files)
+"""
+    program = """
+import resource
+say(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+say([l for n in os.listdir("/proc/self/fd") if "/f" in (l := os.path.realpath(f"/proc/self/fd/{n}"))])
+say(open("f399").read(3))
+"""
+    run = gate(restores, *python(program), limit="128:")
+    assert [run.line(), run.line(), run.line()] == ["128", "[]", "fff"]
+    assert run.wait() == 0
+
+
+def test_files_that_cannot_all_be_held_are_a_restore_that_fails(gate: Run) -> None:
+    restores = 'r.hold("a"); r.link.hold([(n, r.files["a"][1], False) for n in range(1, 100)]); r.start()'
+    run = gate(restores, "cat", "a", limit="60:60")
+    assert run.wait() == 125
+    assert "RLIMIT_NOFILE" in run.errors()
