@@ -122,8 +122,9 @@ for name in names: r.wanted(name); r.fill(name, content=content)
 """
     program = """
 for n in range(60):
-    if n % 2: code = subprocess.call([f"./p{n}"])
-    else: code = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(f"./p{n}", ["p"], os.environ), 0)[1])
+    if n % 2: pid = os.posix_spawn(f"./p{n}", ["p"], os.environ)
+    elif not (pid := os.fork()): os.execv(f"./p{n}", ["p"])
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code: say("failed", n, code)
 say("done")
 """
@@ -300,7 +301,7 @@ r.hold(*(f"f{n}" for n in range(400))); r.start(); r.fill(*r.files)
     program = """
 import resource
 say(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-say([l for n in os.listdir("/proc/self/fd") if "/f" in (l := os.path.realpath(f"/proc/self/fd/{n}"))])
+say([l for n in os.listdir("/proc/self/fd") if (l := os.path.basename(os.path.realpath(f"/proc/self/fd/{n}")))[:1] == "f" and l[1:].isdigit()])
 say(open("f399").read(3))
 """
     run = gate(restores, *python(program), limit="128:")
@@ -313,3 +314,21 @@ def test_files_that_cannot_all_be_held_are_a_restore_that_fails(gate: Run) -> No
     run = gate(restores, "cat", "a", limit="60:60")
     assert run.wait() == 125
     assert "RLIMIT_NOFILE" in run.errors()
+
+
+def test_after_a_restore_that_failed_the_command_starts_once_more_where_that_is_wanted(
+    gate: Run, tmp_path: Path
+) -> None:
+    """The ordinary way: here an installation of nothing, which the second start waits for."""
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); os.remove(sys.argv[0]); os.remove("a"); sys.exit(6)'
+    (tmp_path / "requirements.txt").write_text("")
+    env = {
+        "PACKHORSE_RUN_ON_RESTORE_FAILURE": "install",
+        "PACKHORSE_RUN_ON_MISSING": "install",
+        "PACKHORSE_ENVIRONMENT_REQUIREMENTS": "requirements.txt",
+    }
+    program = 'say("begins"); say(os.path.exists("a") and open("a").read())'
+    run = gate(restores, *python(program), env=env)
+    assert [run.line(), run.line(), run.line()] == ["begins", "begins", "False"], run.errors()
+    assert run.wait() == 0
+    assert "starting once more" in run.errors()
