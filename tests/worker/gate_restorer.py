@@ -77,7 +77,7 @@ class Restorer:
     def end_with_supervisor(self) -> None:
         """Wait for the end of the link, end the orphans, then let go."""
         assert self.link.receive() is None
-        gate.end_orphans(self.child, lambda text: print(text, flush=True))
+        gate.end_orphans(self.child, lambda text: os.write(2, f"{text}\n".encode()) and None)
         os.write(2, b"orphans ended\n")
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import Packhorse
 from tests.worker import gate_driver
 from tests.worker.conftest import Started, alive, python, until
+from tests.worker.test_terminal import BASH, Console
 
 Run = Callable[..., Started]
 
@@ -332,3 +333,39 @@ def test_after_a_restore_that_failed_the_command_starts_once_more_where_that_is_
     assert [run.line(), run.line(), run.line()] == ["begins", "begins", "False"], run.errors()
     assert run.wait() == 0
     assert "starting once more" in run.errors()
+
+
+@pytest.mark.parametrize("stopped_by", ["renewals", "ctrl-z"])
+def test_on_a_terminal_only_the_stops_of_others_are_job_control(
+    packhorse: Packhorse, tmp_path: Path, stopped_by: str
+) -> None:
+    """After Ctrl-Z what is wanted is renewed before anybody runs on: nobody did so meanwhile."""
+    restorer = tmp_path / "restorer.py"
+    times, look = (4, "0.2") if stopped_by == "renewals" else (2, "1000")
+    restorer.write_text(f'{PREAMBLE}r.hold("a"); r.start(); r.wanted("a", {times}); r.fill("a")')
+    environ = {
+        **packhorse.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "RESTORER": str(restorer),
+        "PACKHORSE_RUN_ON_MISSING": "fail",
+        "PS1": "$ ",
+        "TERM": "dumb",
+    }
+    console = Console(list(BASH), environ, str(tmp_path))
+    try:
+        console.type(
+            f"{sys.executable} {gate_driver.__file__} {look} sh -c 'echo u''p; head -c 3 a; echo; echo e''nd'\n"
+        )
+        console.expect("up\r\n")
+        if stopped_by == "ctrl-z":
+            console.type("\x1a")
+            console.expect("Stopped")
+            console.type("fg\n")
+        shown = console.expect("(?s)(.*)aaa\r\nend")
+        assert stopped_by == "ctrl-z" or "Stopped" not in shown[1]
+        console.type("echo code-$?\n")
+        console.expect("code-0")
+        console.type("exit\n")
+        assert console.exit_code() == 0
+    finally:
+        console.close()
