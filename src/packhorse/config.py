@@ -20,7 +20,7 @@ from packhorse.errors import ConfigError
 
 Engine = Literal["auto", "uv", "pip"]
 Profile = Literal["full", "slim"]
-Start = Literal["complete", "ready", "early"]
+Start = Literal["complete"]
 OnMissing = Literal["install", "fail"]
 OnRestoreFailure = Literal["fail", "install"]
 Backup = Literal["models", "deps", "pip"]

@@ -342,7 +342,8 @@ def test_on_a_terminal_only_the_stops_of_others_are_job_control(
     """After Ctrl-Z what is wanted is renewed before anybody runs on: nobody did so meanwhile."""
     restorer = tmp_path / "restorer.py"
     times, look = (4, "0.2") if stopped_by == "renewals" else (2, "1000")
-    restorer.write_text(f'{PREAMBLE}r.hold("a"); r.start(); r.wanted("a", {times}); r.fill("a")')
+    asked = f'for n in range({times}): signal.sigwait([write_leases.WANTED]); open("asked", "w").close()'
+    restorer.write_text(f'{PREAMBLE}r.hold("a"); r.start()\n{asked}\nr.fill("a")')
     environ = {
         **packhorse.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -358,6 +359,7 @@ def test_on_a_terminal_only_the_stops_of_others_are_job_control(
         )
         console.expect("up\r\n")
         if stopped_by == "ctrl-z":
+            until((tmp_path / "asked").exists)
             console.type("\x1a")
             console.expect("Stopped")
             console.type("fg\n")

@@ -210,7 +210,8 @@ class Gate:
         """Have the kernel begin its count again for those who want these files."""
         restorer, stopped = self._restorer, self._supervisor.tree.stop()
         if not stopped or restorer is None:
-            return  # at the next look
+            self._supervisor.resume()
+            return  # until the next look
         self._refused = {
             number
             for number in numbers
