@@ -56,12 +56,12 @@ class Restorer:
         atomic.write_file(Path(self.options.result), msgspec.json.encode({"action": action}))
 
     def wanted(self, name: str, times: int = 1) -> None:
-        """Wait until a file was asked for so many times; who was let go of in between asks again."""
-        for number in range(times):
-            while not write_leases.wanted(self.files[name][1]):
+        """Wait until a file is asked for; with `times`, which count for the only file, so often (once a renewal)."""
+        if times > 1:
+            for _ in range(times):
                 signal.sigwait([write_leases.WANTED])
-            if number < times - 1:
-                signal.sigwait([write_leases.WANTED])
+        while not write_leases.wanted(self.files[name][1]):
+            signal.sigwait([write_leases.WANTED])
 
     def fill(self, *names: str, content: bytes = b"") -> None:
         """Fill files and let go of them."""
@@ -78,7 +78,7 @@ class Restorer:
     def end_with_supervisor(self) -> None:
         """Wait for the end of the link, end the orphans, then let go."""
         assert self.link.receive() is None
-        gate.end_orphans(self.child, lambda text: print(text, flush=True))
+        gate.end_orphans(self.child, lambda text: os.write(2, f"{text}\n".encode()) and None)
         os.write(2, b"orphans ended\n")
 
 

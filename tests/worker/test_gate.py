@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import Packhorse
 from tests.worker import gate_driver
 from tests.worker.conftest import Started, alive, python, until
+from tests.worker.test_terminal import BASH, Console
 
 Run = Callable[..., Started]
 
@@ -122,8 +123,9 @@ for name in names: r.wanted(name); r.fill(name, content=content)
 """
     program = """
 for n in range(60):
-    if n % 2: code = subprocess.call([f"./p{n}"])
-    else: code = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(f"./p{n}", ["p"], os.environ), 0)[1])
+    if n % 2: pid = os.posix_spawn(f"./p{n}", ["p"], os.environ)
+    elif not (pid := os.fork()): os.execv(f"./p{n}", ["p"])
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code: say("failed", n, code)
 say("done")
 """
@@ -300,7 +302,7 @@ r.hold(*(f"f{n}" for n in range(400))); r.start(); r.fill(*r.files)
     program = """
 import resource
 say(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-say([l for n in os.listdir("/proc/self/fd") if "/f" in (l := os.path.realpath(f"/proc/self/fd/{n}"))])
+say([l for n in os.listdir("/proc/self/fd") if (l := os.path.basename(os.path.realpath(f"/proc/self/fd/{n}")))[:1] == "f" and l[1:].isdigit()])
 say(open("f399").read(3))
 """
     run = gate(restores, *python(program), limit="128:")
@@ -313,3 +315,59 @@ def test_files_that_cannot_all_be_held_are_a_restore_that_fails(gate: Run) -> No
     run = gate(restores, "cat", "a", limit="60:60")
     assert run.wait() == 125
     assert "RLIMIT_NOFILE" in run.errors()
+
+
+def test_after_a_restore_that_failed_the_command_starts_once_more_where_that_is_wanted(
+    gate: Run, tmp_path: Path
+) -> None:
+    """The ordinary way: here an installation of nothing, which the second start waits for."""
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); os.remove(sys.argv[0]); os.remove("a"); sys.exit(6)'
+    (tmp_path / "requirements.txt").write_text("")
+    env = {
+        "PACKHORSE_RUN_ON_RESTORE_FAILURE": "install",
+        "PACKHORSE_RUN_ON_MISSING": "install",
+        "PACKHORSE_ENVIRONMENT_REQUIREMENTS": "requirements.txt",
+    }
+    program = 'say("begins"); say(os.path.exists("a") and open("a").read())'
+    run = gate(restores, *python(program), env=env)
+    assert [run.line(), run.line(), run.line()] == ["begins", "begins", "False"], run.errors()
+    assert run.wait() == 0
+    assert "starting once more" in run.errors()
+
+
+@pytest.mark.parametrize("stopped_by", ["renewals", "ctrl-z"])
+def test_on_a_terminal_only_the_stops_of_others_are_job_control(
+    packhorse: Packhorse, tmp_path: Path, stopped_by: str
+) -> None:
+    """After Ctrl-Z what is wanted is renewed before anybody runs on: nobody did so meanwhile."""
+    restorer = tmp_path / "restorer.py"
+    times, look = (4, "0.2") if stopped_by == "renewals" else (2, "1000")
+    asked = f'for n in range({times}): signal.sigwait([write_leases.WANTED]); open("asked", "w").close()'
+    restorer.write_text(f'{PREAMBLE}r.hold("a"); r.start()\n{asked}\nr.fill("a")')
+    environ = {
+        **packhorse.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "RESTORER": str(restorer),
+        "PACKHORSE_RUN_ON_MISSING": "fail",
+        "PS1": "$ ",
+        "TERM": "dumb",
+    }
+    console = Console(list(BASH), environ, str(tmp_path))
+    try:
+        console.type(
+            f"{sys.executable} {gate_driver.__file__} {look} sh -c 'echo u''p; head -c 3 a; echo; echo e''nd'\n"
+        )
+        console.expect("up\r\n")
+        if stopped_by == "ctrl-z":
+            until((tmp_path / "asked").exists)
+            console.type("\x1a")
+            console.expect("Stopped")
+            console.type("fg\n")
+        shown = console.expect("(?s)(.*)aaa\r\nend")
+        assert stopped_by == "ctrl-z" or "Stopped" not in shown[1]
+        console.type("echo code-$?\n")
+        console.expect("code-0")
+        console.type("exit\n")
+        assert console.exit_code() == 0
+    finally:
+        console.close()

@@ -26,7 +26,6 @@ IMPATIENCE = 0.5
 """Seconds from SIGTERM to SIGKILL for a restorer that is needed no more."""
 _RETRY = 0.25
 """Seconds between two attempts to renew a lease while somebody else waits for the file."""
-_LOWEST_INHERITED = 100
 
 
 class Gate:
@@ -76,7 +75,7 @@ class Gate:
         self._supervisor.allow_more_open_files()
         self._supervisor.on_message = self._receive
         self._supervisor.pausing = self._pausing
-        inherited = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD, _LOWEST_INHERITED)
+        inherited = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD, 3)
         try:
             restorer = self._supervisor.start(
                 [*argv, "--link", str(inherited)], environ, own=True, on_end=self._restorer_ended
@@ -211,7 +210,8 @@ class Gate:
         """Have the kernel begin its count again for those who want these files."""
         restorer, stopped = self._restorer, self._supervisor.tree.stop()
         if not stopped or restorer is None:
-            return  # at the next look
+            self._supervisor.resume()
+            return  # until the next look
         self._refused = {
             number
             for number in numbers

@@ -107,9 +107,15 @@ class Link:
 
         They are closed on exec; where there was no room for them there are fewer than numbers. Raises BlockingIOError where there is none yet and it should not wait.
         """
-        content, descriptors, _, _ = socket.recv_fds(
-            self._socket, _LONGEST, _MOST, socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        descriptors = array.array("i")
+        content, ancillary, _, _ = self._socket.recvmsg(  # socket.recv_fds forgets the flags
+            _LONGEST,
+            socket.CMSG_SPACE(_MOST * descriptors.itemsize),
+            socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT),
         )
+        for level, kind, passed in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(passed[: len(passed) - len(passed) % descriptors.itemsize])
         if not content:
             return None
-        return msgspec.msgpack.decode(content, type=Message), descriptors
+        return msgspec.msgpack.decode(content, type=Message), descriptors.tolist()

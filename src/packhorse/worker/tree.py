@@ -16,7 +16,7 @@ from typing import NamedTuple
 PATIENCE = 2.0
 """Seconds after which an attempt to stop all processes is given up."""
 _KILL_PATIENCE = 5.0
-_BLOCKED_PATIENCE = 0.05
+_BLOCKED_PATIENCE = 0.01
 """Seconds after which a thread in an uninterruptible wait counts as stopped: it stops before it runs on."""
 _PAUSE = 0.0005
 """Seconds between two looks at processes that were told to stop and have not yet."""
