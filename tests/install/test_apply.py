@@ -246,20 +246,6 @@ def test_an_index_without_metadata_and_parts_works(index: Index, installer: Inst
     assert installer(dependencies=["foo"]).distributions == 2
 
 
-def test_hashes_in_a_requirements_file_are_checked(
-    index: Index, installer: Installer, tmp_path: Path
-) -> None:
-    import hashlib
-
-    digest = hashlib.sha256(index.add("foo", "1.0").read_bytes()).hexdigest()
-    (tmp_path / "right.txt").write_text(f"foo==1.0 --hash=sha256:{digest}\n")
-    (tmp_path / "wrong.txt").write_text(f"foo==1.0 \\\n    --hash=sha256:{'0' * 64}\n")
-
-    assert installer(requirements=[str(tmp_path / "right.txt")]).distributions == 1
-    with pytest.raises(PackhorseError, match="DO NOT MATCH THE HASHES"):
-        installer(requirements=[str(tmp_path / "wrong.txt")])
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The source of a package with a module."""

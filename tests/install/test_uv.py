@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from tests.install.conftest import Installer
 from tests.install.index import Index, Status
 
-from packhorse.errors import ConfigError, PackhorseError
+from packhorse.errors import IntegrityError, PackhorseError
 
 
 @pytest.fixture
@@ -43,12 +42,7 @@ def test_both_engines_give_the_same_environment(index: Index, of_uv: Installer, 
     of_uv(engine="pip", **wanted)  # type: ignore[arg-type]
     by_pip = _tree(of_uv)
 
-    def same(name: str) -> bool:
-        return not name.endswith(("REQUESTED", "RECORD"))  # uv does not tell what was asked for
-
-    assert {name: content for name, content in by_uv.items() if same(name)} == {
-        name: content for name, content in by_pip.items() if same(name)
-    }
+    assert by_uv == by_pip
     assert {name.partition("/")[0] for name in by_uv if "dist-info" in name} == {
         "foo-1.0.dist-info",
         "bar-1.0.dist-info",
@@ -71,14 +65,97 @@ def test_auto_takes_pip_where_there_is_no_uv(index: Index, of_uv: Installer, tmp
     (tmp_path / "bin").mkdir()
     of_uv.environ |= {"PATH": str(tmp_path / "bin")}
     of_uv(dependencies=["foo"])
-    assert "uv pip compile" not in of_uv.log
 
-    with pytest.raises(ConfigError, match=r"there is no uv on PATH or in deps/bin"):
-        of_uv(dependencies=["foo"], engine="uv", reinstall=True)
-    (of_uv.root.deps / "bin").mkdir()
-    os.symlink(Path(sys.executable).parent / "uv", of_uv.root.deps / "bin/uv")
-    of_uv(dependencies=["foo"], engine="uv", reinstall=True)
+    assert "uv pip compile" not in of_uv.log
+    assert "engine: pip, since there is no uv on PATH or in deps/bin of the root" in of_uv.log
+
+
+def test_auto_tells_what_only_pip_reads(index: Index, of_uv: Installer, tmp_path: Path) -> None:
+    index.add("foo", "1.0")
+    of_uv(dependencies=["foo"])
+    assert "engine: pip, since pip's configuration has index-url, which uv does not read" in of_uv.log
+
+    del of_uv.environ["PIP_INDEX_URL"]
+    (tmp_path / "r.txt").write_text(f"--index-url {index.url}\n--find-links {index.directory}\nfoo\n")
+    of_uv(requirements=[str(tmp_path / "r.txt")], reinstall=True)
+    assert f"engine: pip, since the requirements say --find-links {index.directory}" in of_uv.log
+
+
+def test_auto_asks_pip_where_an_old_uv_is_all_there_is(
+    index: Index, of_uv: Installer, tmp_path: Path
+) -> None:
+    index.add("foo", "1.0")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/uv").write_text("#!/bin/sh\necho uv 0.4.30\n")
+    (tmp_path / "bin/uv").chmod(0o755)
+    of_uv.environ["PATH"] = f"{tmp_path / 'bin'}:{of_uv.environ['PATH']}"
+    of_uv(dependencies=["foo"])
+
+    assert "uv is uv 0.4.30, and 0.7 is needed" in of_uv.log
+
+
+def test_auto_asks_pip_where_uv_finds_no_answer(index: Index, of_uv: Installer, tmp_path: Path) -> None:
+    """uv reaches another index than pip does."""
+    index.add("foo", "1.0")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pip.conf").write_text(f"[install]\nindex-url = {index.url}\n")
+    del of_uv.environ["PIP_INDEX_URL"]
+    of_uv.environ["UV_DEFAULT_INDEX"] = f"http://{index.host}/other/"
+    index.add("bar", "1.0")
+    index.fail("bar/", Status(404))  # the first who asks is uv
+    (tmp_path / "r.txt").write_text(f"--index-url {index.url}\nfoo\nbar\n")
+
+    done = of_uv(requirements=[str(tmp_path / "r.txt")], verify=["foo", "bar"])
+
+    assert done.distributions == 2
+    assert "uv did not find an answer, so pip is asked" in of_uv.notes
+    assert of_uv.waits == []
+
+
+@pytest.fixture
+def uv_wheel(index: Index) -> Path:
+    """The index has the uv that the tests use."""
+    program = (Path(sys.executable).parent / "uv").read_bytes()
+    return index.add("uv", "9.0", {"uv-9.0.data/scripts/uv": program})
+
+
+def test_uv_is_fetched_into_the_root_where_it_is_wanted_and_not_there(
+    index: Index, of_uv: Installer, uv_wheel: Path, tmp_path: Path
+) -> None:
+    index.add("foo", "1.0")
+    index.fail(uv_wheel.name, Status(503))
+    (tmp_path / "bin").mkdir()
+    of_uv.environ |= {"PATH": str(tmp_path / "bin")}
+
+    of_uv(dependencies=["foo"], engine="uv", verify=["foo"])
+    assert (of_uv.root.deps / "bin/uv").stat().st_mode & 0o777 == 0o755
     assert "uv pip compile" in of_uv.log
+    assert [int(wait) for wait in of_uv.waits] == [1]
+    index.requests.clear()
+
+    of_uv(dependencies=["foo"], engine="uv", reinstall=True)
+    assert uv_wheel.name not in index.requests  # it is there
+
+
+def test_a_uv_that_is_not_the_one_announced_is_not_used(
+    index: Index, of_uv: Installer, uv_wheel: Path, tmp_path: Path
+) -> None:
+    index.hashes[uv_wheel.name] = "0" * 64
+    (tmp_path / "bin").mkdir()
+    of_uv.environ |= {"PATH": str(tmp_path / "bin")}
+
+    with pytest.raises(IntegrityError, match="is not the file that was announced"):
+        of_uv(dependencies=["foo"], engine="uv")
+    assert not (of_uv.root.deps / "bin/uv").exists()
+
+
+def test_an_index_without_uv_is_told(index: Index, of_uv: Installer, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    of_uv.environ |= {"PATH": str(tmp_path / "bin")}
+
+    with pytest.raises(PackhorseError, match=r'environment\.engine is "uv", which is not there') as raised:
+        of_uv(dependencies=["foo"], engine="uv")
+    assert "pip install uv" in raised.value.remedy
 
 
 def test_everything_of_uv_is_written_inside_the_root(index: Index, of_uv: Installer) -> None:

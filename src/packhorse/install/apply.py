@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packhorse import atomic
-from packhorse.errors import NoSpaceError
+from packhorse.errors import IntegrityError, NoSpaceError
 from packhorse.install import sizes, slim, unpack, wheels
 from packhorse.install.access import Access
 from packhorse.install.chosen import Chosen
-from packhorse.install.downloads import Downloads, RefusedError, no_space, sha256, wrong_hash
+from packhorse.install.downloads import Downloads, RefusedError, checked, no_space, sha256
+from packhorse.install.hashes import allowed_by
 from packhorse.install.log import without_credentials
 from packhorse.install.pip import Engine
 
@@ -124,11 +125,13 @@ def _same(chosen: Chosen, info: Path) -> bool:
                     and not origin.get("dir_info")
                 )
             had: Mapping[str, str] = origin.get("archive_info", {}).get("hashes") or {}
+            if not allowed_by(chosen.allowed, had):
+                return False
             hashes = chosen.hashes
             if not hashes and had.get("sha256") and chosen.is_wheel and chosen.local is not None:
                 hashes = {"sha256": sha256(chosen.local)}
             common = had.keys() & hashes.keys()
-            return bool(common) and all(had[each] == hashes[each] for each in common)
+            return bool(common or chosen.allowed) and all(had[each] == hashes[each] for each in common)
     return False
 
 
@@ -251,12 +254,13 @@ class _Work:
     def _bring(self, chosen: Chosen) -> None:
         try:
             if chosen.local is not None:
-                self._install(chosen, chosen.local, self._checked(chosen, chosen.local))
+                digest = checked(chosen.file, chosen.local, chosen.hashes, chosen.allowed, chosen.url)
+                self._install(chosen, chosen.local, digest)
                 return
             path = self._directory / chosen.file
             with self._room.taken(0 if self._engine.keep_downloads else chosen.size, self._check):
                 digest = self._kept(chosen, path) or self._downloads.fetch(
-                    chosen.url, path, chosen.hashes, chosen.size
+                    chosen.url, path, chosen.hashes, chosen.size, chosen.allowed
                 )
                 self._install(chosen, path, digest)
                 if not self._engine.keep_downloads:
@@ -275,16 +279,12 @@ class _Work:
 
     def _kept(self, chosen: Chosen, path: Path) -> str:
         """The digest of a file that an installation before this one kept, if it is the right one."""
-        if not path.exists() or "sha256" not in chosen.hashes or sha256(path) != chosen.hashes["sha256"]:
+        if not path.exists() or not (chosen.allowed or "sha256" in chosen.hashes):
             return ""
-        return chosen.hashes["sha256"]
-
-    def _checked(self, chosen: Chosen, path: Path) -> str:
-        """The digest of a file of this machine. Raises IntegrityError where it is another than was announced."""
-        digest = sha256(path)
-        if chosen.hashes.get("sha256", digest) != digest:
-            raise wrong_hash(chosen.file, "sha256", chosen.hashes["sha256"], digest, chosen.url)
-        return digest
+        try:
+            return checked(chosen.file, path, chosen.hashes, chosen.allowed, chosen.url)
+        except IntegrityError:
+            return ""
 
     def _install(self, chosen: Chosen, path: Path, digest: str) -> None:
         own = threading.get_ident()

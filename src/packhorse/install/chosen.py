@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -34,6 +34,10 @@ class Chosen(msgspec.Struct, frozen=True):
     """Whether the requirements name it, not only what they depend on."""
     direct: Mapping[str, Any] | None = None
     """For direct_url.json (PEP 610), where the requirements give the URL themselves."""
+    allowed: Mapping[str, Sequence[str]] = {}
+    """What the requirements allow, by algorithm: the file must have one of these hashes, where there are any."""
+    build_options: str = ""
+    """What the requirements say of how pip builds it (`--config-settings=...`)."""
 
     @property
     def file(self) -> str:
@@ -61,10 +65,12 @@ class Chosen(msgspec.Struct, frozen=True):
             url = with_user(self.url)
         editable = direct.get("dir_info", {}).get("editable")
         if editable and self.local is not None:
-            return f"--editable {shlex.quote(os.fspath(self.local))}"
+            return f"--editable {shlex.quote(os.fspath(self.local))} {self.build_options}".strip()
         fragment = [subdirectory, *(f"{name}={value}" for name, value in list(self.hashes.items())[:1])]
         joined = "&".join(part for part in fragment if part)
-        return f"{self.name} @ {url}{'#' if joined else ''}{joined}"
+        hashes = [f"--hash={name}:{each}" for name, digests in self.allowed.items() for each in digests]
+        options = [self.build_options, *hashes]
+        return f"{self.name} @ {url}{'#' if joined else ''}{joined} {' '.join(filter(None, options))}".strip()
 
 
 def from_report(report: Mapping[str, Any]) -> Iterator[Chosen]:

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from packhorse.config import Network
 from packhorse.errors import IntegrityError, NoSpaceError, PackhorseError
 from packhorse.install import network
 from packhorse.install.access import Access
+from packhorse.install.hashes import allowed_by
 from packhorse.install.log import without_credentials
 from packhorse.install.network import Failure, NetworkError
 
@@ -58,14 +59,22 @@ class Downloads:
         self._arrived = arrived
         self._pools: dict[str, urllib3.PoolManager] = {}
 
-    def fetch(self, url: str, path: Path, hashes: Mapping[str, str], size: int = 0) -> str:
-        """Bring the file at `url` to `path`; returns its SHA-256. `size` is 0 where it is not known.
+    def fetch(
+        self,
+        url: str,
+        path: Path,
+        hashes: Mapping[str, str],
+        size: int = 0,
+        allowed: Mapping[str, Sequence[str]] = {},
+    ) -> str:
+        """Bring the file at `url` to `path`; returns its SHA-256. `size` is 0 where it is not known. It must have
+        all of `hashes`, and one of `allowed` where there are any.
 
-        Raises NetworkError when the attempts are used up, IntegrityError for another hash than the index gave,
-        RefusedError, NoSpaceError, and PackhorseError where the server does not have it.
+        Raises NetworkError when the attempts are used up, IntegrityError for another hash, RefusedError,
+        NoSpaceError, and PackhorseError where the server does not have it.
         """
         attempts = network.Attempts(self._settings, self._note, self._sleep, size)
-        one = _Download(self, url, path, hashes, size)
+        one = _Download(self, url, path, hashes, size, allowed)
         try:
             return attempts.run(one.attempt)
         except BaseException:
@@ -96,9 +105,16 @@ class _Download:
     """One file on its way, over all attempts at it."""
 
     def __init__(
-        self, downloads: Downloads, url: str, path: Path, hashes: Mapping[str, str], size: int
+        self,
+        downloads: Downloads,
+        url: str,
+        path: Path,
+        hashes: Mapping[str, str],
+        size: int,
+        allowed: Mapping[str, Sequence[str]],
     ) -> None:
         self._downloads, self._url, self._path = downloads, url, path
+        self._allowed = allowed
         self._expected = {name: hashes[name].lower() for name in _STRONGEST if hashes.get(name)}
         self._size = size
         self._file = path.name
@@ -107,7 +123,7 @@ class _Download:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._digests = {name: hashlib.new(name) for name in {"sha256", *self._expected}}
+        self._digests = {name: hashlib.new(name) for name in {"sha256", *self._expected, *self._allowed}}
         self._have = 0
         self._pieces = 0
 
@@ -180,14 +196,16 @@ class _Download:
 
     def _checked(self) -> str:
         found = {name: digest.hexdigest() for name, digest in self._digests.items()}
-        for name, expected in self._expected.items():
-            if found[name] == expected:
-                continue
-            if self._pieces > 1:  # pieces of two different files: whole it may be right
-                self._downloads._arrived(-self._have)
-                self._start_anew()
-                raise self._failed("its pieces do not fit together")
-            raise wrong_hash(self._file, name, expected, found[name], self._url)
+        wrong = next((name for name, expected in self._expected.items() if found[name] != expected), "")
+        refused = not allowed_by(self._allowed, found)
+        if (wrong or refused) and self._pieces > 1:  # pieces of two different files: whole it may be right
+            self._downloads._arrived(-self._have)
+            self._start_anew()
+            raise self._failed("its pieces do not fit together")
+        if wrong:
+            raise wrong_hash(self._file, wrong, self._expected[wrong], found[wrong], self._url)
+        if refused:
+            raise not_allowed(self._file, self._allowed, found["sha256"], self._url)
         return found["sha256"]
 
     def _broken(self, error: urllib3.exceptions.HTTPError) -> NetworkError:
@@ -244,6 +262,35 @@ def wrong_hash(file: str, algorithm: str, expected: str, found: str, url: str) -
         f"{file} is not the file that was announced: its {algorithm} is {found}, expected {expected}, "
         f"from {without_credentials(url)}.",
         "Somebody or something changed it. Find out what before you install it.",
+    )
+
+
+def checked(
+    file: str, path: Path, hashes: Mapping[str, str], allowed: Mapping[str, Sequence[str]], url: str
+) -> str:
+    """The SHA-256 of a file of this machine. Raises IntegrityError where it is another than was announced."""
+    names = {"sha256", *allowed, *(name for name in _STRONGEST if name in hashes)}
+    digests = {name: hashlib.new(name) for name in names}
+    with open(path, "rb") as content:
+        while chunk := content.read(1 << 20):
+            for digest in digests.values():
+                digest.update(chunk)
+    found = {name: digest.hexdigest() for name, digest in digests.items()}
+    for name in names & hashes.keys():
+        if found[name] != hashes[name].lower():
+            raise wrong_hash(file, name, hashes[name], found[name], url)
+    if not allowed_by(allowed, found):
+        raise not_allowed(file, allowed, found["sha256"], url)
+    return found["sha256"]
+
+
+def not_allowed(file: str, allowed: Mapping[str, Sequence[str]], found: str, url: str) -> IntegrityError:
+    """For a file with none of the hashes that the requirements give."""
+    listed = " or ".join(f"{name}:{each}" for name, digests in allowed.items() for each in digests)
+    return IntegrityError(
+        f"{file} is not a file that the requirements allow: its sha256 is {found}, allowed is {listed}, "
+        f"from {without_credentials(url)}.",
+        "Somebody changed it, or the requirements were made for other files. Find out before you change the hash.",
     )
 
 

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,21 +22,18 @@ from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
 from packhorse.install import (
-    access,
     apply,
     fingerprint,
     imports,
-    lock,
-    requirements,
     scripts,
     slim,
-    uv,
     wheels,
 )
 from packhorse.install.chosen import Chosen
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
+from packhorse.install.resolution import Resolution
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.session import Session
@@ -47,8 +43,6 @@ from packhorse.watch import memory
 from packhorse.watch.disk import Watch, usage
 
 _LEAST_SPACE = 64 << 20
-_ONLY_PIP = re.compile(r"(^|\s)--(hash|require-hashes|config-settings|global-option|build-option)\b")
-"""What leaves the whole installation to pip: it fetches files to check their hashes, and builds with options."""
 _PATIENCE = 30.0
 """Seconds that a finished installation waits for short commands that still use the environment before it."""
 
@@ -273,38 +267,24 @@ class _Installation:
             keep_downloads=environment.keep_downloads,
             sleep=self.sleep,
         )
+        resolution = Resolution(engine, environment)
         if environment.lock:
-            target = lock.target(self.interpreter, self.environ)
-            self._apply(engine, lock.chosen_by(environment.lock, target))
+            self._apply(engine, resolution, resolution.locked())
         elif environment.requirements or environment.dependencies:
-            self._bring_resolved(engine)
+            chosen = resolution.chosen(self.staging)
+            if chosen is None:
+                resolution.install_whole(self.staging)
+            else:
+                self._apply(engine, resolution, chosen)
         return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
 
-    def _bring_resolved(self, engine: Engine) -> None:
+    def _apply(self, engine: Engine, resolution: Resolution, chosen: Sequence[Chosen]) -> None:
         environment = self.config.environment
-        lines = list(requirements.lines(environment.requirements))
-        chosen = None
-        if not any(_ONLY_PIP.search(line.text) for line in lines):
-            settings = access.pip_settings(engine.command.words, engine.pip_environ)
-            if asked := uv.find(engine, environment.engine, lines, settings):
-                chosen = uv.resolve(asked, engine, environment.requirements, environment.dependencies)
-            else:
-                chosen = engine.resolve(environment.requirements, environment.dependencies, self.staging)
-        if chosen is None:
-            engine.install(environment.requirements, environment.dependencies, self.staging)
-        else:
-            self._apply(engine, chosen)
-
-    def _apply(self, engine: Engine, chosen: Sequence[Chosen]) -> None:
-        environment = self.config.environment
-        lines = list(requirements.lines(environment.requirements))
-        settings = access.pip_settings(engine.command.words, engine.pip_environ)
-        texts = [*(line.text for line in lines), *environment.dependencies]
         applied = apply.apply(
             chosen,
             engine,
-            access.access(settings, texts, engine.pip_environ),
-            requirements.sources(lines),
+            resolution.access,
+            resolution.sources,
             base=self._base(),
             mark=slim.mark(environment.slim_keep, environment.slim_remove)
             if environment.profile == "slim"

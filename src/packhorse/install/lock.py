@@ -126,21 +126,43 @@ def requirements_of(path: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def chosen_by(path: str, target: Target) -> list[Chosen]:
-    """What a lock file says for the worker's Python. Raises ConfigError where it says nothing for that."""
+def chosen_by(
+    path: str, target: Target, allowed: Mapping[str, Mapping[str, frozenset[str]]] = {}
+) -> list[Chosen]:
+    """What a lock file says for the worker's Python. Raises ConfigError where it says nothing for that.
+
+    Of the distributions in `allowed` only files count that have one of the hashes there, if any does.
+    """
     from packaging import pylock
     from packaging.tags import parse_tag
 
     name = config_values.printable(path)
     tags = [tag for text in target.tags for tag in parse_tag(text)]
     try:
-        document = pylock.Pylock.from_dict(_read(path))
+        document = pylock.Pylock.from_dict(_allowed(_read(path), allowed))
         selected = list(document.select(environment=target.environment, tags=tags))  # type: ignore[arg-type]
         return [_chosen(package, file, Path(path).parent) for package, file in selected]
     except (pylock.PylockValidationError, pylock.PylockUnsupportedVersionError) as error:
         raise ConfigError(f"{name} is not a lock file that can be read: {error}.", _REMEDY) from error
     except pylock.PylockSelectError as error:
         raise ConfigError(f"{name} has nothing for the worker's Python: {error}", _REMEDY) from error
+
+
+def _allowed(document: dict[str, Any], allowed: Mapping[str, Mapping[str, frozenset[str]]]) -> dict[str, Any]:
+    """Without the files that have none of the hashes that are allowed, where others have."""
+    for package in document.get("packages", ()) if allowed else ():
+        wanted = allowed.get(package.get("name", ""), {})
+
+        def fits(file: Mapping[str, Any], wanted: Mapping[str, frozenset[str]] = wanted) -> bool:
+            return any(file.get("hashes", {}).get(name) in digests for name, digests in wanted.items())
+
+        wheels = [file for file in package.get("wheels", ()) if fits(file)]
+        source = [package["sdist"]] if "sdist" in package and fits(package["sdist"]) else []
+        if wheels or source:
+            package.pop("wheels", None)
+            package.pop("sdist", None)
+            package.update({"wheels": wheels} if wheels else {}, **({"sdist": source[0]} if source else {}))
+    return document
 
 
 def _read(path: str) -> dict[str, Any]:

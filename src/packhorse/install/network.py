@@ -24,8 +24,9 @@ _JITTER = 0.25
 T = TypeVar("T")
 
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+_HASH = re.compile(r"DO NOT MATCH THE HASHES")
 _PERMANENT = re.compile(
-    r"DO NOT MATCH THE HASHES|HTTP error 4(?!08|25|29)\d\d|ssl-verification-failed|certificate verify failed",
+    r"HTTP error 4(?!08|25|29)\d\d|ssl-verification-failed|certificate verify failed",
     re.IGNORECASE,
 )
 _STATUS = re.compile(r"(?:HTTP error|too many) (408|425|429|5\d\d)\b|\b(408|425|429|5\d\d) \w+ Error: ")
@@ -59,7 +60,7 @@ class Download(NamedTuple):
 class Failure(NamedTuple):
     """What went wrong: `network` is worth another attempt. `size` is 0 where pip did not tell it."""
 
-    kind: Literal["network", "space", "other"]
+    kind: Literal["network", "space", "hash", "other"]
     reason: str = ""
     file: str = ""
     size: int = 0
@@ -102,7 +103,7 @@ def judge(output: Iterable[str], details: Iterable[str], unfinished: Download | 
     25.2 pip takes a download that broke off (`unfinished`) for a whole file, and complains about its hash.
     """
     failure = _judge(output, details)
-    if failure.kind == "other" and unfinished is not None:
+    if failure.kind in ("hash", "other") and unfinished is not None:
         return Failure("network", "the connection broke", unfinished.file, unfinished.size)
     return failure
 
@@ -113,6 +114,8 @@ def _judge(output: Iterable[str], details: Iterable[str]) -> Failure:
     sizes = dict(filter(None, map(download, lines)))
     if _NO_SPACE.search(text):
         return Failure("space")
+    if _HASH.search(text):
+        return Failure("hash")
     if _PERMANENT.search(text):
         return Failure("other")
     reason = _transient(text)

@@ -22,8 +22,8 @@ import msgspec
 
 from packhorse import redirect
 from packhorse.config import Network
-from packhorse.errors import NoSpaceError, PackhorseError
-from packhorse.install import network, process
+from packhorse.errors import IntegrityError, NoSpaceError, PackhorseError
+from packhorse.install import access, network, process
 from packhorse.install.chosen import Chosen, from_report
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import Log, without_credentials
@@ -138,13 +138,15 @@ class Engine:
         """
         self._run(self.command, requirements, lines, target, *options)
 
-    def resolve(self, requirements: Sequence[str], lines: Sequence[str], target: Path) -> list[Chosen] | None:
+    def resolve(
+        self, requirements: Sequence[str], lines: Sequence[str], target: Path, *more: str
+    ) -> list[Chosen] | None:
         """What `install` would bring, by exact files; None where this pip does not tell it. Raises as `install`."""
         command = self.command
         if not command.reports:
             return None
         report = self.session.tmp / "chosen.json"
-        options = ("--dry-run", "--report", str(report))
+        options = ("--dry-run", "--report", str(report), *more)
         lazily = ("--use-feature", "fast-deps") if command.lazily else ()
         try:
             self._run(command, requirements, lines, target, *options, *lazily)
@@ -161,6 +163,11 @@ class Engine:
         return pip_environ(self.session, self.environ, keep_downloads=self.keep_downloads)
 
     @cached_property
+    def pip_settings(self) -> dict[str, str]:
+        """What pip takes from its configuration, by the name of the option."""
+        return access.pip_settings(self.command.words, self.pip_environ)
+
+    @cached_property
     def command(self) -> Command:
         """The pip that is used. Raises PackhorseError where there is none."""
         return find(self.interpreter, self.pip_environ)
@@ -168,7 +175,8 @@ class Engine:
     def _run(
         self, command: Command, requirements: Sequence[str], lines: Sequence[str], target: Path, *options: str
     ) -> None:
-        environ = self.pip_environ
+        # Hashes are asked for by options: not for wheels, whose hashes packhorse checks itself.
+        environ = {**self.pip_environ, "PIP_REQUIRE_HASHES": "0"}
         files = list(requirements)
         if lines:
             # A file, not arguments: what stands in URLs is nobody's who lists processes.
@@ -227,6 +235,11 @@ class Engine:
                 failure,
                 f"pip could not download all it needs: {failure.reason}{file}. {said}",
                 f"Check the network, and try again. {whole}",
+            )
+        if failure.kind == "hash":
+            return IntegrityError(
+                f"pip found a file with another hash than was announced. {said}",
+                f"Somebody or something changed it. Find out what before you install it. {whole}",
             )
         how = f"exit code {code}" if code >= 0 else process.signal_name(-code)
         return PackhorseError(

@@ -1,16 +1,19 @@
 """Requirements files, read as pip reads them: their lines, with those of the files they include.
 
-Promises to leave the lines as they are, credentials included. Knows nothing of what they mean to a resolver.
+Promises to leave the lines as they are, credentials included. Knows of their meaning only
+which distribution each is about.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from packhorse.errors import ConfigError
 
@@ -28,6 +31,17 @@ class Line(NamedTuple):
     kind: str
     text: str
     file: str
+    remote: bool = False
+    """Whether it includes a file by URL, whose lines are not known here."""
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The requirement, and the options behind it (pip's manual, "Per-requirement options")."""
+        words = self.text.split(" ")
+        if words[0].startswith("-"):
+            return "", self.text
+        first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+        return " ".join(words[:first]), " ".join(words[first:])
 
 
 def lines(paths: Iterable[str]) -> Iterator[Line]:
@@ -40,6 +54,79 @@ def lines(paths: Iterable[str]) -> Iterator[Line]:
 def sources(found: Iterable[Line]) -> list[str]:
     """The lines that say where packages come from, with paths that hold from any file."""
     return [_from_anywhere(line) for line in found if _SOURCES.match(line.text)]
+
+
+class Named(NamedTuple):
+    """Which distribution a line is about, by its normalised name, and whether it says an exact version or a URL."""
+
+    name: str
+    exact: bool
+
+
+def named(line: Line, environment: Mapping[str, str]) -> Named | None:
+    """What a line is about; None where it is no requirement, or its marker does not hold under `environment`."""
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+
+    text, _ = line.parts
+    if not text or line.remote:
+        return None
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        name = _of_file(text.partition(" ; ")[0])
+        return Named(name, True) if name else None
+    if requirement.marker is not None and not requirement.marker.evaluate({**environment, "extra": ""}):
+        return None
+    operators = [each.operator for each in requirement.specifier]
+    exact = requirement.url is not None or (len(operators) == 1 and operators[0] in ("==", "==="))
+    return Named(canonicalize_name(requirement.name), exact)
+
+
+def _of_file(path: str) -> str:
+    """The distribution that the name of a wheel or a source archive tells."""
+    from packaging import utils
+
+    file = unquote(urlsplit(path).path).rsplit("/", 1)[-1].partition("[")[0]
+    with contextlib.suppress(utils.InvalidWheelFilename):
+        return utils.parse_wheel_filename(file)[0]
+    with contextlib.suppress(utils.InvalidSdistFilename):
+        return utils.parse_sdist_filename(file)[0]
+    return ""
+
+
+def flat(found: Iterable[Line], directory: Path, keep: Callable[[str], bool]) -> Path:
+    """One requirements file in `directory` that says what the lines say, of the options behind requirements only
+    those that `keep` says. What is included by URL cannot be among them."""
+    texts: dict[str, list[str]] = {"requirement": [], "constraint": []}
+    for line in found:
+        requirement, options = line.parts
+        if requirement:
+            kept = " ".join(option for option in split_options(options) if keep(option))
+            texts[line.kind].append(f"{requirement} {kept}".strip())
+        else:
+            texts[line.kind].append(_from_anywhere(line).replace("--require-hashes", "").strip())
+    path, constraints = directory / "flat.txt", directory / "flat-constraints.txt"
+    _write(constraints, texts["constraint"])
+    _write(path, [*texts["requirement"], f"-c {constraints}"])
+    return path
+
+
+def split_options(text: str) -> list[str]:
+    """Each option of a line with its value, quoted as it was."""
+    found: list[str] = []
+    for word in text.split(" ") if text else ():
+        if word.startswith("-") or not found:
+            found.append(word)
+        else:
+            found[-1] += f" {word}"
+    return found
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
 
 def _from_anywhere(line: Line) -> str:
@@ -62,7 +149,7 @@ def _lines(path: str, kind: str, seen: set[tuple[str, str]]) -> Iterator[Line]:
         target = _unquoted(include[3])
         included = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind
         if "://" in target:
-            yield Line(included, target, path)
+            yield Line(included, target, path, remote=True)
         else:
             yield from _lines(os.path.join(os.path.dirname(path), target), included, seen)
 

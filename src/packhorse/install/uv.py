@@ -9,15 +9,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import lock, network, process
+from packaging.version import Version
+
+from packhorse.config import Network
+from packhorse.errors import PackhorseError
+from packhorse.install import lock, network, process, requirements
 from packhorse.install.chosen import Chosen
+from packhorse.install.log import without_credentials
 from packhorse.install.network import Failure, NetworkError
 from packhorse.install.pip import Engine
 from packhorse.install.requirements import Line
+
+OLDEST = Version("0.7")
+"""From this version on uv writes what it chose as pylock.toml."""
 
 _SILENT = re.compile(r"timed? ?out", re.IGNORECASE)
 _BROKEN = re.compile(
@@ -65,30 +73,76 @@ _PIPS_OWN = re.compile(
 
 
 def find(engine: Engine, wanted: str, lines: Iterable[Line], settings: Mapping[str, str]) -> str:
-    """The path of the uv to ask, "" where pip is asked: what `environment.engine` says.
+    """The path of the uv to ask, "" where pip is asked: what `environment.engine` says. The log tells which and why.
 
     "auto" takes uv where it would choose what pip does: `settings` are pip's own, `lines` those of requirements
-    files. Raises ConfigError where "uv" is wanted and there is none.
+    files. "uv" fetches it into deps/bin of the root where it is not there. Raises PackhorseError where that fails.
     """
     if wanted == "pip":
         return ""
     search = os.pathsep.join([str(engine.session.root.deps / "bin"), engine.environ.get("PATH", os.defpath)])
-    found = shutil.which("uv", path=search) or ""
+    path = shutil.which("uv", path=search) or ""
+    version = _version(path, engine) if path else ""
+    fits = bool(version) and Version(version) >= OLDEST
     if wanted == "uv":
-        if not found:
-            raise ConfigError(
-                'environment.engine is "uv", but there is no uv on PATH or in deps/bin of the root.',
-                'Install uv (`pip install uv`), or take engine = "auto".',
-            )
-        return found
-    simple = not set(settings) - _HARMLESS and not any(_PIPS_OWN.match(line.text) for line in lines)
-    return found if simple else ""
+        if not fits:
+            from packhorse.install import uv_fetch
+
+            path = uv_fetch.fetch(engine, requirements.sources(lines))
+            version = _version(path, engine)
+        engine.log.add(f"engine: uv {version} ({path}), as configured")
+        return path
+    if reason := _against(path, version, lines, settings):
+        engine.log.add(f"engine: pip, since {reason}")
+        return ""
+    engine.log.add(f"engine: uv {version} ({path})")
+    return path
 
 
-def resolve(uv: str, engine: Engine, requirements: Sequence[str], lines: Sequence[str]) -> list[Chosen]:
-    """What the files `requirements` and the `lines` of another such file mean, for the worker's Python.
+def _against(path: str, version: str, lines: Iterable[Line], settings: Mapping[str, str]) -> str:
+    """Why uv is not asked; "" where it would choose as pip does."""
+    if not path:
+        return "there is no uv on PATH or in deps/bin of the root"
+    if not version or Version(version) < OLDEST:
+        return f"{path} is uv {version or 'of an unknown version'}, and {OLDEST} is needed"
+    if configured := sorted(set(settings) - _HARMLESS):
+        return f"pip's configuration has {', '.join(configured)}, which uv does not read"
+    if line := next((line for line in lines if line.remote or _PIPS_OWN.match(line.text)), None):
+        return f"the requirements say {without_credentials(line.text)}, which uv may read otherwise"
+    return ""
 
-    Raises PackhorseError with uv's last lines.
+
+def _version(path: str, engine: Engine) -> str:
+    """ "0.13.9"; "" where it does not answer as uv does."""
+    try:
+        answer = subprocess.run(
+            [path, "--version"],
+            env=engine.pip_environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    found = re.match(r"uv (\d+(?:\.\d+)+)", answer.stdout)
+    return found[1] if found else ""
+
+
+def resolve(
+    uv: str,
+    engine: Engine,
+    requirements: Sequence[str],
+    lines: Sequence[str],
+    settings: Network,
+    target: lock.Target,
+    allowed: Mapping[str, Mapping[str, frozenset[str]]],
+    options: Sequence[str] = (),
+) -> list[Chosen]:
+    """What the files `requirements` and the `lines` of another such file mean, for the Python that `target` is.
+
+    Of several files of a distribution the best that `allowed` (by name and algorithm) does not exclude. Raises
+    PackhorseError with uv's last lines.
     """
     engine.progress.stage("resolving")
     files = list(requirements)
@@ -98,11 +152,13 @@ def resolve(uv: str, engine: Engine, requirements: Sequence[str], lines: Sequenc
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         files.append(str(path))
     chosen = engine.session.tmp / "pylock.chosen.toml"
-    options = ("--format", "pylock.toml", "--output-file", str(chosen), "--python", engine.interpreter.path)
-    command = [uv, "pip", "compile", "--no-header", "--no-progress", "--color", "never", *options, *files]
-    attempts = network.Attempts(engine.settings, engine.note, engine.sleep)
+    options = options or ("--python", engine.interpreter.path)
+    written = ("--format", "pylock.toml", "--output-file", str(chosen))
+    command = [uv, "pip", "compile", "--no-header", "--no-progress", "--color", "never"]
+    command += [*written, *options, *files]
+    attempts = network.Attempts(settings, engine.note, engine.sleep)
     attempts.run(lambda timeout: _attempt(command, engine, timeout))
-    return lock.chosen_by(str(chosen), lock.target(engine.interpreter, engine.environ))
+    return lock.chosen_by(str(chosen), target, allowed)
 
 
 def _attempt(command: Sequence[str], engine: Engine, timeout: float) -> None:
