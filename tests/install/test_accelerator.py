@@ -368,8 +368,61 @@ def test_when_none_fits_nothing_is_downloaded_and_the_environment_before_stays(
 
     assert "2.7 ✗" in caught.value.what
     assert "with torch 2.7" in caught.value.remedy
-    assert not any(file.startswith("fast-") for file in index.requests)
+    assert not any(file.startswith(("fast-", "torch-")) for file in index.requests)
     assert (installer.root.packages / "foo.py").exists()
+
+
+def test_how_torch_was_built_is_read_from_parts_of_its_wheel(
+    index: Index, installer: Installer, torch_files: dict[str, str | bytes]
+) -> None:
+    """The ABI, too, which neither its version nor its metadata tell."""
+    torch = index.add("torch", "2.6.0", torch_files)
+    _offer(index.directory, "cu12torch2.6cxx11abiTRUE")
+
+    with pytest.raises(PackhorseError, match=r"No wheel of fast fits") as caught:
+        installer(dependencies=["torch"], wheels=[{"name": "fast", "find-links": [f"{index.url}fast/"]}])
+
+    assert "TRUE ✗" in caught.value.what
+    assert torch.name in index.parts and torch.name not in index.requests
+
+
+def test_where_the_server_has_no_parts_the_choice_waits_for_torch(
+    index: Index, installer: Installer, torch_files: dict[str, str | bytes]
+) -> None:
+    torch = index.add("torch", "2.6.0", torch_files)
+    for local in ("cu12torch2.6cxx11abiFALSE", "cu12torch2.6cxx11abiTRUE"):
+        _offer(index.directory, local)
+    index.ranges = index.metadata = False
+
+    installer(
+        dependencies=["torch"],
+        wheels=[{"name": "fast", "find-links": [f"{index.url}fast/"]}],
+        verify=["fast"],
+    )
+
+    assert "cu12torch2.6cxx11abiFALSE" in (installer.root.packages / "fast.py").read_text()
+    assert sum(note.startswith("fast: fast-1.0+cu12torch2.6cxx11abiFALSE") for note in installer.notes) == 1
+    assert f"how {torch.name} was built could not be read from it" in installer.log
+
+
+def test_a_torch_among_the_extra_wheels_decides(
+    index: Index, installer: Installer, torch_files: dict[str, str | bytes]
+) -> None:
+    index.add("torch", "2.5.0")
+    own = index.add("torch", "2.6.0", torch_files)
+    for local in ("cu12torch2.5", "cu12torch2.6"):
+        _offer(index.directory, local)
+
+    done = installer(
+        dependencies=["torch==2.5.0"],
+        wheels=[
+            {"name": "torch", "url": f"http://{index.host}/files/{own.name}"},
+            {"name": "fast", "find-links": [f"{index.url}fast/"]},
+        ],
+    )
+
+    assert done.wheels == [Override("torch", "2.5.0", "2.6.0"), Override("fast", "", "1.0")]
+    assert "cu12torch2.6" in (installer.root.packages / "fast.py").read_text()
 
 
 def test_a_torch_that_the_image_brings_counts(

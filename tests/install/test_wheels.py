@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
+import pytest
 from tests.install.conftest import Installer
-from tests.install.index import Index, wheel
+from tests.install.index import Cut, Index, Status, wheel
 
+from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.install.wheels import Override, distributions, merge
 
 
@@ -84,6 +88,51 @@ def test_a_wheel_comes_from_a_url(index: Index, installer: Installer) -> None:
     )
 
     assert done.wheels == [Override("foo", "", "1.0")]
+
+
+def test_a_wheel_is_fetched_under_the_network_policy_and_checked(index: Index, installer: Installer) -> None:
+    path = index.add("foo", "1.0", {"foo.py": "", "foo.bin": os.urandom(2_000_000)})
+    url = f"http://{index.host}/files/{path.name}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    index.fail(path.name, Status(503), Cut(after=1_500_000))
+
+    installer(wheels=[{"name": "foo", "url": f"{url}#sha256={digest}"}])
+    assert [int(wait) for wait in installer.waits] == [1, 1]
+    assert any("the connection broke at 1,500,000 of 2,0" in note for note in installer.notes)
+    with pytest.raises(IntegrityError, match="is not the file that was announced"):
+        installer(wheels=[{"name": "foo", "url": f"{url}#sha256={'0' * 64}"}])
+
+
+def test_what_a_wheel_overrides_is_not_fetched(index: Index, installer: Installer, tmp_path: Path) -> None:
+    index.add("app", "1.0", requires=["foo"])
+    replaced = index.add("foo", "1.0")
+    path = wheel(tmp_path, "foo", "1.5")
+
+    installer(dependencies=["app"], wheels=[{"name": "foo", "path": str(path)}])
+
+    assert replaced.name not in index.requests
+
+
+def test_an_unchanged_wheel_is_linked(index: Index, installer: Installer, tmp_path: Path) -> None:
+    """Also one whose name says more than its metadata, as those that were built for one torch."""
+    index.add("bar", "1.0")
+    made = index.add("foo", "1.0")
+    path = made.rename(made.with_name("foo-1.0+cu12torch2.6-py3-none-any.whl"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    wheels = [{"name": "foo", "url": f"http://{index.host}/files/{path.name}#sha256={digest}"}]
+
+    installer(wheels=wheels)
+    done = installer(dependencies=["bar"], wheels=wheels, verify=["foo", "bar"])
+
+    assert index.requests.count(path.name) == 1
+    assert done.wheels == [Override("foo", "", "1.0")]
+
+
+def test_a_wheel_of_another_name_is_refused(installer: Installer, tmp_path: Path) -> None:
+    path = wheel(tmp_path, "foo", "1.0")
+
+    with pytest.raises(PackhorseError, match="is a wheel of foo, not of bar"):
+        installer(wheels=[{"name": "bar", "path": str(path)}])
 
 
 def test_a_wheel_found_by_links_comes_from_nowhere_else(

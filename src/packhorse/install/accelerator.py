@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -137,7 +137,7 @@ class Choice(NamedTuple):
 
 
 class Selection:
-    """Chooses the wheels of one installation, for the torch that is in `packages` at the time."""
+    """Chooses the wheels of one installation, for the torch that is or will be in `packages`."""
 
     def __init__(
         self,
@@ -146,9 +146,11 @@ class Selection:
         packages: Path,
         root: Path,
         fetcher: Fetcher,
+        torch: Callable[[], Torch | None] | None = None,
     ) -> None:
         """`environ` is the environment of the caller, in which the interpreter may have a torch of its own;
-        what lies in `root` is left out there."""
+        what lies in `root` is left out there. `torch` tells it where it is not in `packages` yet."""
+        self._told = torch
         self._interpreter, self._fetcher = interpreter, fetcher
         self._packages, self._root = packages, root
         behind = environ.get("PYTHONPATH", "")
@@ -174,7 +176,7 @@ class Selection:
         try:
             name, version, build, tags = parse_wheel_filename(file)
         except InvalidWheelFilename:
-            return ""  # pip says what is wrong with the name
+            return ""  # who installs it says what is wrong with the name
         candidate = Candidate(Link(file, ""), version, build, tags, needs(version))
         worker = self._worker(candidate.needs != Needs())
         wrong = worker.wrong(candidate)
@@ -188,7 +190,9 @@ class Selection:
 
     def _worker(self, built_for_torch: bool) -> Worker:
         torch = None
-        if built_for_torch:
+        if built_for_torch and self._told is not None:
+            torch = self._told()
+        elif built_for_torch:
             torch = torch_build.find([self._packages], self._interpreter, self._environ)
             torch = torch or torch_build.find(self.search_path, self._interpreter, self._environ)
         return Worker(self._interpreter, self._tags, torch)

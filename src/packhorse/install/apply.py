@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +30,13 @@ _INSTALLER = b"packhorse\n"
 
 
 class Applied(NamedTuple):
-    """How many distributions were linked, unpacked from wheels, and left to pip."""
+    """How many distributions were linked, unpacked from wheels, and left to pip; and the names of those that came
+    last, with their versions."""
 
     linked: int
     unpacked: int
     by_pip: int
+    last: Mapping[str, str]
 
 
 class _StoppedError(Exception):
@@ -51,8 +53,10 @@ def apply(
     mark: str,
     staging: Path,
     scratch: Path,
+    last: Sequence[Chosen] = (),
 ) -> Applied:
-    """Make `staging`, an empty directory, hold the distributions `chosen`.
+    """Make `staging` hold the distributions `chosen`, and then the wheels `last`, in their order, each in place of
+    what has its name.
 
     `base` is an environment of the same Python whose unchanged distributions are linked, those that the slim
     profile took something from only if it did so by the same rules (slim.mark); `options` are the lines
@@ -61,19 +65,39 @@ def apply(
     """
     os.mkdir(scratch, 0o700)
     work = _Work(engine, access, staging, scratch)
-    linked = [each for each in chosen if base is not None and _linked(each, base, mark, staging)]
-    rest = [each for each in chosen if each not in linked]
-    for each in linked:
+    found = {each.url: _found(each, base, mark) if base is not None else () for each in (*chosen, *last)}
+    for each in last:
+        if base is not None and _shared(found[each.url], base):
+            found[each.url] = ()  # what lies there may be the other's
+    linked = [each for each in chosen if found[each.url]]
+    for each in (each for each in (*chosen, *last) if found[each.url]):
         engine.log.add(f"unchanged: {each.name} {each.version}")
-    refused = work.bring(work.fitting([each for each in rest if each.is_wheel]))
+    for each in linked:
+        _link_all(found[each.url], base, staging)
+    rest = [each for each in chosen if not found[each.url]]
+    wanted = [*(each for each in rest if each.is_wheel), *(each for each in last if not found[each.url])]
+    sized = {each.url: each for each in work.fitting(wanted)}
+    refused = work.bring([sized[each.url] for each in rest if each.is_wheel])
     left = [*(each for each in rest if not each.is_wheel), *refused]
-    for each in left:
+
+    def by_pip(each: Chosen) -> None:
         engine.progress.stage(f"building {each.name}")
         target = scratch / "pip"
         os.mkdir(target, 0o700)
         engine.install((), [*options, each.requirement(access.with_user)], target, "--no-deps")
         wheels.merge(target, staging)
         atomic.remove_tree(target)
+
+    for each in left:
+        by_pip(each)
+    for each in last:
+        wheels.displace(each.name, staging)
+        if found[each.url]:
+            _link_all(found[each.url], base, staging)
+            linked.append(each)
+            continue
+        for unfetched in work.bring([sized[each.url]]):
+            by_pip(unfetched)
     if work.infos:
         engine.progress.stage("compiling bytecode")
         unpack.compile_sources(
@@ -86,30 +110,52 @@ def apply(
             log=engine.log,
         )
     atomic.remove_tree(scratch)
-    return Applied(len(linked), len(work.infos), len(left))
+    names = {each.name for each in last}
+    brought = {each.name: each.version for each in wheels.distributions(staging) if each.name in names}
+    return Applied(len(linked), len(work.infos), len(left), brought)
 
 
 # --- what is there already ---
 
 
-def _linked(chosen: Chosen, base: Path, mark: str, staging: Path) -> bool:
-    """Link a distribution from `base` if it is there, whole, and made from the same file."""
+def _found(chosen: Chosen, base: Path, mark: str) -> Sequence[str]:
+    """The files of a distribution in `base` that is whole and was made from the same file; empty for none."""
     for info in _infos(chosen, base):
         if slim.marked(base / info) not in ("", mark) or not _same(chosen, base / info):
             continue
         paths = list(unpack.recorded(base / info))
         if f"{info}/RECORD" in paths and all(os.path.lexists(base / path) for path in paths):
-            for path in paths:
-                _link(base / path, staging / path)
-            return True
+            return paths
+    return ()
+
+
+def _shared(paths: Sequence[str], base: Path) -> bool:
+    """Whether another distribution in `base` has one of these files, too."""
+    wanted = set(paths)
+    if not wanted:
+        return False
+    records = (info for info in base.glob("*.dist-info") if f"{info.name}/RECORD" not in wanted)
+    for info in records:
+        with contextlib.suppress(FileNotFoundError):
+            if not wanted.isdisjoint(unpack.recorded(info)):
+                return True
     return False
+
+
+def _link_all(paths: Iterable[str], base: Path | None, staging: Path) -> None:
+    assert base is not None
+    for path in paths:
+        _link(base / path, staging / path)
 
 
 def _infos(chosen: Chosen, base: Path) -> Iterator[str]:
     from packaging.utils import canonicalize_name
 
-    for path in base.glob(f"*-{chosen.version}.dist-info"):
-        if canonicalize_name(path.name.removesuffix(f"-{chosen.version}.dist-info")) == chosen.name:
+    # The name of a wheel that was built for one torch has a longer version than its metadata.
+    version = chosen.version.partition("+")[0] if chosen.direct else chosen.version
+    for path in base.glob(f"*-{version}*.dist-info"):
+        name, _, found = path.name.removesuffix(".dist-info").partition("-")
+        if canonicalize_name(name) == chosen.name and found in (version, chosen.version):
             yield path.name
 
 
@@ -213,6 +259,8 @@ class _Work:
     def bring(self, chosen: Sequence[Chosen]) -> list[Chosen]:
         """Install the wheels; returns those that only pip may fetch."""
         total = sum(map(_beside, chosen))
+        self._refused = []
+        self._stopping.clear()
         self._engine.progress.stage("downloading and installing", total or None)
         self._room = _Room(max(map(_beside, chosen), default=0))
         # The largest first: it lies beside its own files before those of the others are there.

@@ -30,6 +30,7 @@ from packhorse.install import (
     wheels,
 )
 from packhorse.install.chosen import Chosen
+from packhorse.install.extra import Extra
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
@@ -268,17 +269,34 @@ class _Installation:
             sleep=self.sleep,
         )
         resolution = Resolution(engine, environment)
+        extra = Extra(engine, environment.wheels, resolution.access, self.staging)
+        resolved: list[Chosen] | None = []
         if environment.lock:
-            self._apply(engine, resolution, resolution.locked())
+            resolved = resolution.locked()
         elif environment.requirements or environment.dependencies:
-            chosen = resolution.chosen(self.staging)
-            if chosen is None:
-                resolution.install_whole(self.staging)
-            else:
-                self._apply(engine, resolution, chosen)
-        return wheels.install(environment.wheels, engine, self.staging, self.root.staging / "wheel")
+            resolved = resolution.chosen(self.staging)
+        if resolved is None:
+            resolution.install_whole(self.staging)
+            before = {each.name: each.version for each in wheels.distributions(self.staging)}
+            early, brought = None, {}
+        else:
+            before = {each.name: each.version for each in resolved if each.name in extra.names}
+            early = extra.early(resolved)
+            kept = [each for each in resolved if each.name not in extra.names]
+            brought = dict(self._apply(engine, resolution, kept, early or ()))
+        if early is None:
+            for wheel in environment.wheels:
+                brought.update(self._apply(engine, resolution, (), [extra.late(wheel)]))
+        overrides = [wheels.Override(name, before.get(name, ""), new) for name, new in brought.items()]
+        if overrides:
+            extra.check_symbols(set(brought))
+        wheels.tell(overrides, engine)
+        return overrides
 
-    def _apply(self, engine: Engine, resolution: Resolution, chosen: Sequence[Chosen]) -> None:
+    def _apply(
+        self, engine: Engine, resolution: Resolution, chosen: Sequence[Chosen], last: Sequence[Chosen]
+    ) -> Mapping[str, str]:
+        """Install `chosen` and then the wheels `last`; returns the versions of these by name."""
         environment = self.config.environment
         applied = apply.apply(
             chosen,
@@ -291,9 +309,12 @@ class _Installation:
             else "",
             staging=self.staging,
             scratch=self.root.staging / "scratch",
+            last=last,
         )
         if applied.linked:
-            self.note(f"{applied.linked} of {len(chosen)} distributions are unchanged and were linked")
+            count = len(chosen) + len(last)
+            self.note(f"{applied.linked} of {count} distributions are unchanged and were linked")
+        return {each.name: applied.last[each.name] for each in last}
 
     def _known(self) -> tuple[Index, dict[bytes, _Known]]:
         """What the index knows of the packages in force, before linking changes their times (link(2): ctime)."""

@@ -10,6 +10,7 @@ import io
 import os
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ _TAIL = 1 << 16
 _THREADS = 8
 _TIMEOUT = 30.0
 _BLOCK = 4096
+_HEADER, _EXTRA = 30, 1024
+"""Bytes before a file's name in an archive, and what is asked for besides of fields behind the name."""
 _BYTECODE = 1.4
 """Bytes of bytecode for a byte of source, at most: 1.3 in a large environment."""
 
@@ -72,18 +75,56 @@ def _sized(chosen: Chosen, downloads: Downloads) -> Sized:
         size = os.path.getsize(chosen.local)
         with zipfile.ZipFile(chosen.local) as archive:
             return Sized(msgspec.structs.replace(chosen, size=size), _files(archive))
-    total, tail = _part(chosen.url, downloads, f"-{_TAIL}")
+    total, directory = _remote(chosen.url, downloads)
     known = msgspec.structs.replace(chosen, size=total or chosen.size)
+    return Sized(known, _files(directory) if directory is not None else ())
+
+
+def _remote(url: str, downloads: Downloads) -> tuple[int, zipfile.ZipFile | None]:
+    """The size of an archive and its directory; None where the server has no ranges."""
+    total, tail = _part(url, downloads, f"-{_TAIL}")
     if not tail:
-        return Sized(known)
+        return total, None
     with contextlib.suppress(zipfile.BadZipFile):
-        return Sized(known, _files(zipfile.ZipFile(_End(total, tail))))
+        return total, zipfile.ZipFile(_End(total, tail))
     # The directory is longer than that: its own end tells where it begins.
     start = _directory(tail)
     if not 0 < start < total:
-        return Sized(known)
-    _, tail = _part(chosen.url, downloads, f"{start}-{total - 1}")
-    return Sized(known, _files(zipfile.ZipFile(_End(total, tail))))
+        return total, None
+    _, tail = _part(url, downloads, f"{start}-{total - 1}")
+    return total, zipfile.ZipFile(_End(total, tail))
+
+
+def members(chosen: Chosen, downloads: Downloads, names: Iterable[str]) -> dict[str, bytes]:
+    """The content of those files that a wheel has, read by parts without the rest of it.
+
+    Raises whatever keeps it from being read: urllib3's HTTPError, RefusedError, OSError, BadZipFile.
+    """
+    if chosen.local is not None:
+        with zipfile.ZipFile(chosen.local) as archive:
+            return {name: archive.read(name) for name in names if name in archive.namelist()}
+    total, directory = _remote(chosen.url, downloads)
+    if directory is None:
+        raise RefusedError("the server has no parts of files")
+    wanted = set(names)
+    return {
+        each.filename: _member(each, chosen.url, downloads, total)
+        for each in directory.infolist()
+        if each.filename in wanted
+    }
+
+
+def _member(file: zipfile.ZipInfo, url: str, downloads: Downloads, total: int) -> bytes:
+    """A file of an archive, by one request (APPNOTE.TXT, section 4.3.7)."""
+    end = min(file.header_offset + _HEADER + len(file.filename) * 4 + _EXTRA + file.compress_size, total)
+    _, part = _part(url, downloads, f"{file.header_offset}-{end - 1}")
+    name, extra = (int.from_bytes(part[place : place + 2], "little") for place in (26, 28))
+    begin = _HEADER + name + extra
+    packed = part[begin : begin + file.compress_size]
+    content = zlib.decompress(packed, -zlib.MAX_WBITS) if file.compress_type else packed
+    if zlib.crc32(content) != file.CRC:
+        raise zipfile.BadZipFile(f"{file.filename} is damaged")
+    return content
 
 
 def _part(url: str, downloads: Downloads, wanted: str) -> tuple[int, bytes]:

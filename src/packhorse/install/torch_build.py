@@ -45,10 +45,17 @@ class Torch(msgspec.Struct, frozen=True):
         return ".".join(self.version.split("+")[0].split(".")[:2])
 
 
-def find(places: Iterable[Path], interpreter: Interpreter, environ: Mapping[str, str]) -> Torch | None:
+TELLING = ("torch/__init__.py", "torch/version.py", "torch/lib/libc10.so")
+"""The files of a torch that tell how it was built: 2 MB of a wheel that may have a thousand."""
+
+
+def find(
+    places: Iterable[Path], interpreter: Interpreter, environ: Mapping[str, str], *, ask: bool = True
+) -> Torch | None:
     """The torch in the first of `places` (entries of sys.path) that has one.
 
-    `environ` is the environment in which it can be imported, should its files not tell the ABI.
+    `environ` is the environment in which it can be imported, should its files not tell the ABI; it is not where
+    `ask` is false.
     """
     for place in places:
         directory = place / "torch"
@@ -62,7 +69,7 @@ def find(places: Iterable[Path], interpreter: Interpreter, environ: Mapping[str,
         cuda = known.get("cuda") or (f"{local[1]}.{local[2]}" if local else "")
         rocm = known.get("rocm") or known.get("hip") or ""
         abi = _abi(directory)
-        if abi is None:
+        if abi is None and ask:
             abi = _ask(interpreter, environ)
         return Torch(version, cuda, rocm, abi, str(directory))
     return None

@@ -22,7 +22,7 @@ from packhorse.config import Wheel
 from packhorse.errors import PackhorseError
 from packhorse.install import symbols
 from packhorse.install.accelerator import Selection
-from packhorse.install.links import Fetcher
+from packhorse.install.links import Fetcher, Link
 from packhorse.install.network import Attempts
 from packhorse.install.pip import Engine, find
 
@@ -44,7 +44,7 @@ class Installed(NamedTuple):
 
 
 def install(wheels: Sequence[Wheel], engine: Engine, staging: Path, scratch: Path) -> list[Override]:
-    """Bring each wheel into `staging`; `scratch` is a path beside it that does not exist yet."""
+    """Have pip bring each wheel into `staging`; `scratch` is a path beside it that does not exist yet."""
     overrides = []
     selection = _selection(engine, staging)
     for wheel in wheels:
@@ -55,35 +55,61 @@ def install(wheels: Sequence[Wheel], engine: Engine, staging: Path, scratch: Pat
         overrides += merge(scratch, staging)
         atomic.remove_tree(scratch)
     if overrides:
-        _refuse_unloadable({override.name for override in overrides}, selection, engine, staging)
-    for override in overrides:
-        instead = f" instead of {override.old}" if override.old else ""
-        engine.note(f"{override.name} {override.new}{instead}, from its own wheel")
+        refuse_unloadable({override.name for override in overrides}, selection, engine, staging)
+    tell(overrides, engine)
     return overrides
 
 
-def _selection(engine: Engine, staging: Path) -> Selection:
+def tell(overrides: Sequence[Override], engine: Engine) -> None:
+    """Say what came instead of what."""
+    for override in overrides:
+        instead = f" instead of {override.old}" if override.old else ""
+        engine.note(f"{override.name} {override.new}{instead}, from its own wheel")
+
+
+def displace(name: str, directory: Path) -> None:
+    """Remove the distributions of that name, if there are any."""
+    for found in list(distributions(directory)):
+        if found.name == name:
+            _remove(found.distribution, directory)
+
+
+def fetcher(engine: Engine) -> Fetcher:
+    """What reads pages of links for an installation."""
+
     def pip() -> Sequence[str]:
         return find(engine.interpreter, engine.environ).words
 
-    attempts = Attempts(engine.settings, engine.note, engine.sleep)
-    fetcher = Fetcher(engine.environ, attempts, pip)
-    return Selection(engine.interpreter, engine.environ, staging, engine.session.root.path, fetcher)
+    return Fetcher(engine.environ, Attempts(engine.settings, engine.note, engine.sleep), pip)
+
+
+def _selection(engine: Engine, staging: Path) -> Selection:
+    return Selection(engine.interpreter, engine.environ, staging, engine.session.root.path, fetcher(engine))
+
+
+def link(wheel: Wheel, selection: Selection) -> tuple[Link, str]:
+    """Where a wheel lies, once it is known to fit, and what is to be said of the choice.
+
+    Raises PackhorseError where it does not fit, or none does.
+    """
+    if wheel.find_links:
+        choice = selection.from_links(wheel)
+        return choice.candidate.link, f"{wheel.name}: {choice.why}"
+    url = wheel.url or Path(wheel.path).as_uri()
+    file = unquote(PurePosixPath(urlsplit(url).path).name)
+    doubt = selection.doubt(file)
+    return Link(file, url), f"warning: {doubt}" if doubt else ""
 
 
 def _requirement(wheel: Wheel, selection: Selection, engine: Engine) -> str:
-    """The wheel as pip takes it, once it is known to fit."""
-    if wheel.find_links:
-        choice = selection.from_links(wheel)
-        engine.note(f"{wheel.name}: {choice.why}")
-        return f"{wheel.name} @ {choice.candidate.link.url}"
-    url = wheel.url or Path(wheel.path).as_uri()
-    if doubt := selection.doubt(unquote(PurePosixPath(urlsplit(url).path).name)):
-        engine.note(f"warning: {doubt}")
-    return f"{wheel.name} @ {url}"
+    """The wheel as pip takes it."""
+    found, said = link(wheel, selection)
+    if said:
+        engine.note(said)
+    return f"{wheel.name} @ {found.url}"
 
 
-def _refuse_unloadable(names: set[str], selection: Selection, engine: Engine, staging: Path) -> None:
+def refuse_unloadable(names: set[str], selection: Selection, engine: Engine, staging: Path) -> None:
     """Raise PackhorseError where an extension module that came with the wheels cannot be loaded."""
     engine.progress.stage("checking symbols")
     scope = symbols.Scope([staging, *selection.search_path], engine.interpreter, engine.environ)
