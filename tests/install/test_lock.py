@@ -33,10 +33,25 @@ class Project:
         self.lock = directory / "pylock.toml"
         self.require("foo")
 
-    def require(self, *lines: str) -> None:
+    @property
+    def environ(self) -> dict[str, str]:
+        """That of the commands."""
+        return self._installer.environ
+
+    @environ.setter
+    def environ(self, environ: dict[str, str]) -> None:
+        self._installer.environ = environ
+
+    def require(self, *lines: str, lock: bool = True) -> None:
         (self.directory / "requirements.txt").write_text("\n".join(lines))
+        self._write('lock = "pylock.toml"\n' if lock else "")
+
+    def wheels(self, text: str) -> None:
+        self._write(f'lock = "pylock.toml"\n[[environment.wheels]]\n{text}')
+
+    def _write(self, text: str) -> None:
         (self.directory / "packhorse.toml").write_text(
-            f'[environment]\npython = "{sys.executable}"\nrequirements = ["requirements.txt"]\nlock = "pylock.toml"\n'
+            f'[environment]\npython = "{sys.executable}"\nrequirements = ["requirements.txt"]\n{text}'
         )
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -162,6 +177,156 @@ def test_wheels_of_a_directory_without_hashes_are_locked_with_some(
     assert package["wheels"][0]["hashes"] == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert project("install").returncode == 0
     assert (installer.root.packages / "local.py").exists()
+
+
+@pytest.mark.parametrize("engine", ["pip", "uv"])
+def test_either_engine_locks_the_same(index: Index, project: Project, engine: str) -> None:
+    project.locked()
+    before = toml(project.lock.read_text(), "")["packages"]
+    project.lock.unlink()
+    project.environ |= {"PACKHORSE_ENVIRONMENT_ENGINE": engine, "UV_DEFAULT_INDEX": index.url}
+
+    project.locked()
+
+    assert toml(project.lock.read_text(), "")["packages"] == before
+
+
+def test_hashes_of_the_requirements_hold_for_a_lock(index: Index, project: Project) -> None:
+    digests = {
+        name: hashlib.sha256((index.directory / f"{name}-1.0-py3-none-any.whl").read_bytes()).hexdigest()
+        for name in ("foo", "bar")
+    }
+    project.require(*(f"{name}==1.0 --hash=sha256:{digest}" for name, digest in digests.items()))
+    project.locked()
+    assert not any(request.endswith(".whl") for request in index.requests)
+    assert project("install").returncode == 0
+
+    project.require(f"foo==1.0 --hash=sha256:{'0' * 64}", f"bar==1.0 --hash=sha256:{digests['bar']}")
+    refused = project("lock")
+    assert refused.returncode == IntegrityError.exit_code
+
+
+def test_the_chosen_extra_wheels_are_in_it(index: Index, project: Project, installer: Installer) -> None:
+    """With hashes; so that installing looks at no page of links."""
+    replaced = index.add("fast", "0.9")
+    path = index.add("fast", "1.0", {"fast.py": "extra = True\n"})
+    path = path.rename(path.with_name("fast-1.0+cpu-py3-none-any.whl"))
+    project.require("foo", "fast==0.9")
+    project.wheels(f'name = "fast"\nversion = "1.0"\nfind-links = ["{index.url}fast/"]\n')
+    project.locked()
+
+    [fast] = [each for each in toml(project.lock.read_text(), "")["packages"] if each["name"] == "fast"]
+    assert fast["archive"]["url"].endswith("/fast-1.0+cpu-py3-none-any.whl")
+    assert fast["archive"]["hashes"] == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    index.requests.clear()
+    done = project("install", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (installer.root.packages / "fast.py").read_text() == "extra = True\n"
+    assert json.loads(done.stdout)["wheels"] == [{"name": "fast", "old": "", "new": "1.0"}]
+    assert "fast/" not in index.requests and replaced.name not in index.requests
+
+    project.wheels(f'name = "fast"\nfind-links = ["{index.url}fast/"]\n')
+    assert "was made for other requirements" in project("install").stderr
+
+
+# --- another Python or platform ---
+
+
+def test_a_lock_can_be_made_for_another_python_and_platform(index: Index, project: Project) -> None:
+    index.add(
+        "foo",
+        "2.0",
+        tag="cp313-cp313-manylinux_2_17_aarch64",
+        requires=["old; python_version < '3.12'", "new; python_version >= '3.12'"],
+    )
+    for tag in ("cp313-cp313-manylinux_2_34_aarch64", "cp311-cp311-manylinux_2_17_x86_64"):
+        index.add("foo", "2.0", tag=tag)
+    for name in ("old", "new"):
+        index.add(name, "1.0")
+    project.require("foo==2.0")
+    project.environ |= {"UV_DEFAULT_INDEX": index.url}
+    flags = ("--python-version", "3.13", "--platform", "manylinux_2_28_aarch64")
+
+    done = project("lock", *flags)
+
+    assert done.returncode == 0, done.stderr
+    document = toml(project.lock.read_text(), "")
+    assert document["requires-python"] == "==3.13.*"
+    assert "aarch64" in document["environments"][0]
+    assert [each["name"] for each in document["packages"]] == ["foo", "new"]
+    [locked] = document["packages"][0]["wheels"]
+    assert locked["name"] == "foo-2.0-cp313-cp313-manylinux_2_17_aarch64.whl"
+    assert project("lock", "--check", *flags).returncode == 0
+    assert project("install").returncode == 2  # not for the Python that is here
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--python-version", "2"), "2 is no version of Python"),
+        (("--platform", "windows"), "windows is not a platform that can be locked for"),
+    ],
+)
+def test_what_cannot_be_locked_for_is_told(project: Project, flags: tuple[str, ...], said: str) -> None:
+    refused = project("lock", *flags)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+
+
+def test_pip_cannot_lock_for_another_python(project: Project) -> None:
+    project.environ |= {"PACKHORSE_ENVIRONMENT_ENGINE": "pip"}
+    refused = project("lock", "--python-version", "3.13")
+    assert refused.returncode == 2
+    assert "pip cannot resolve for another Python" in refused.stderr
+
+
+# --- only what is locked ---
+
+
+def test_locked_fails_without_a_lock_or_with_a_stale_one(project: Project, packhorse: Packhorse) -> None:
+    project.locked()
+    assert project("install", "--locked").returncode == 0
+    assert project("run", "--locked", "--", "true").returncode == 0
+
+    project.require("foo", "bar")
+    for command, code in ((("install", "--locked"), 2), (("run", "--locked", "--", "true"), 125)):
+        refused = project(*command)
+        assert refused.returncode == code
+        assert "was made for other requirements" in refused.stderr
+
+    project.require("foo", lock=False)
+    refused = project("install", "--locked")
+    assert refused.returncode == 2
+    assert "No lock file is configured" in refused.stderr
+
+
+def test_locked_holds_a_lock_of_another_tool_against_the_requirements(index: Index, project: Project) -> None:
+    """It does not tell what it was made from."""
+    project.locked()
+    own = project.lock.read_text()
+    project.lock.write_text(own[: own.index("[tool.packhorse]")])
+    assert project("install", "--locked").returncode == 0
+
+    project.require("foo>=2", "bar ; sys_platform == 'win32'", "gone")
+    assert project("install").returncode == 0
+    refused = project("install", "--locked")
+    assert refused.returncode == 2
+    assert "does not have what the requirements ask for: foo>=2, gone." in refused.stderr
+
+
+def test_status_tells_of_a_stale_lock(project: Project) -> None:
+    def state() -> object:
+        done = project("status", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["lock"]["state"]
+
+    project.locked()
+    assert state() == "fits"
+    project.require("bar")
+    assert state() == "stale"
+    assert "run `packhorse lock`" in project("status").stdout
+    project.lock.write_text('lock-version = "1.0"\ncreated-by = "other"\npackages = []\n')
+    assert state() == "of another tool"
 
 
 # --- lock files of other tools ---

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 @click.command("install")
 @click.option("--reinstall", is_flag=True, help="Install even if everything is up to date.")
+@click.option(
+    "--locked", is_flag=True, help="Fail unless a lock file is configured and fits the requirements."
+)
 @console.shared_options
-def command(reinstall: bool) -> None:
+def command(reinstall: bool, locked: bool) -> None:
     """Install the environment into the root and check it.
 
     What is there stays in force until the new environment is complete and its modules have been imported.
@@ -28,6 +31,10 @@ def command(reinstall: bool) -> None:
     from packhorse.install.environment import install
 
     loaded = context.load()
+    if locked:
+        from packhorse.install import locked as lock_check
+
+        lock_check.require(loaded.environment, os.environ)
     root = context.open_root(loaded)
     if root.state().state == "partial" and not reinstall:
         raise PackhorseError(

@@ -16,9 +16,12 @@ from packhorse.cli import console, supervised
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep a JSON file that tells what happens.",
 )
+@click.option(
+    "--locked", is_flag=True, help="Fail unless a lock file is configured and fits the requirements."
+)
 @console.shared_options
 @supervised.command_argument
-def command(snapshot: str, status_file: Path | None, words: tuple[str, ...]) -> int:
+def command(snapshot: str, status_file: Path | None, locked: bool, words: tuple[str, ...]) -> int:
     """Bring the environment up, run a command in it, and save what changed when it ends.
 
     Exits with the command's own code (128 + n if signal n killed it); 125 when packhorse fails, 126 when the
@@ -26,4 +29,11 @@ def command(snapshot: str, status_file: Path | None, words: tuple[str, ...]) -> 
     """
     from packhorse.worker import run
 
-    return supervised.call(words, lambda call: run.run(call, snapshot=snapshot, status_file=status_file))
+    def action(call: run.Invocation) -> int:
+        if locked:
+            from packhorse.install import locked as lock_check
+
+            lock_check.require(call.config.environment, call.environ)
+        return run.run(call, snapshot=snapshot, status_file=status_file)
+
+    return supervised.call(words, action)

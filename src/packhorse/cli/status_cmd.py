@@ -42,9 +42,24 @@ def command(price: float | None) -> None:
         "root_on_os_disk": root.on_os_disk,
         "memory": {"used": used.used, "limit": used.limit},
         "tag": setup.config.storage.tag,
+        "lock": _lock(setup),
         "store": _store(setup, price),
     }
     console.result(facts, _text(facts))
+
+
+def _lock(setup: Any) -> dict[str, str] | None:
+    """The lock file and whether it fits the requirements; None where none is configured."""
+    from packhorse.errors import ConfigError
+    from packhorse.install import locked
+
+    environment = setup.config.environment
+    if not environment.lock:
+        return None
+    try:
+        return {"path": environment.lock, "state": locked.state(environment, setup.environ)}
+    except ConfigError as error:
+        return {"path": environment.lock, "state": "unreadable", "reason": error.what}
 
 
 def _store(setup: Any, price: float | None) -> dict[str, Any]:
@@ -86,6 +101,13 @@ def _text(facts: dict[str, Any]) -> str:
             f"{title:10}{size(disk['used'])} used, {size(disk['free'])} free of {size(disk['total'])}"
         )
     lines.append(f"Memory    {size(facts['memory']['used'])} used of {size(facts['memory']['limit'])}")
+    if lock := facts["lock"]:
+        said = {
+            "fits": "it fits the requirements",
+            "stale": "the requirements, wheels or the Python changed since: run `packhorse lock`",
+            "of another tool": "made by another tool: `packhorse install --locked` holds it against the requirements",
+        }
+        lines.append(f"Lock      {lock['path']}: {said.get(lock['state']) or lock['reason']}")
     lines += _store_text(facts["tag"], facts["store"])
     return "\n".join(lines)
 

@@ -147,10 +147,11 @@ class Selection:
         root: Path,
         fetcher: Fetcher,
         torch: Callable[[], Torch | None] | None = None,
+        tags: Sequence[Tag] | None = None,
     ) -> None:
         """`environ` is the environment of the caller, in which the interpreter may have a torch of its own;
-        what lies in `root` is left out there. `torch` tells it where it is not in `packages` yet."""
-        self._told = torch
+        what lies in `root` is left out there. `torch` tells it where it is not in `packages` yet; `tags` are those of an interpreter that is not here."""
+        self._told, self._known_tags = torch, tags
         self._interpreter, self._fetcher = interpreter, fetcher
         self._packages, self._root = packages, root
         behind = environ.get("PYTHONPATH", "")
@@ -199,7 +200,7 @@ class Selection:
 
     @cached_property
     def _tags(self) -> list[Tag]:
-        return worker_tags(self._interpreter)
+        return list(self._known_tags) if self._known_tags is not None else worker_tags(self._interpreter)
 
     @cached_property
     def search_path(self) -> list[Path]:

@@ -25,6 +25,7 @@ from packhorse.install import (
     apply,
     fingerprint,
     imports,
+    lock,
     scripts,
     slim,
     wheels,
@@ -271,11 +272,17 @@ class _Installation:
         resolution = Resolution(engine, environment)
         extra = Extra(engine, environment.wheels, resolution.access, self.staging)
         resolved: list[Chosen] | None = []
+        locked: list[str] | None = None
         if environment.lock:
-            resolved = resolution.locked()
+            resolved, locked = resolution.locked(), lock.last_of(environment.lock)
         elif environment.requirements or environment.dependencies:
             resolved = resolution.chosen(self.staging)
-        if resolved is None:
+        early: list[Chosen] | None
+        if resolved is not None and locked is not None:
+            early, before = [each for name in locked for each in resolved if each.name == name], {}
+            kept = [each for each in resolved if each.name not in locked]
+            brought = dict(self._apply(engine, resolution, kept, early))
+        elif resolved is None:
             resolution.install_whole(self.staging)
             before = {each.name: each.version for each in wheels.distributions(self.staging)}
             early, brought = None, {}

@@ -11,9 +11,10 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from packaging.tags import parse_tag
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from packhorse import atomic
@@ -24,6 +25,7 @@ from packhorse.install.accelerator import Selection, needs
 from packhorse.install.access import Access
 from packhorse.install.chosen import Chosen
 from packhorse.install.downloads import Downloads, RefusedError
+from packhorse.install.elsewhere import Elsewhere
 from packhorse.install.links import Link
 from packhorse.install.log import without_credentials
 from packhorse.install.pip import Engine
@@ -39,8 +41,16 @@ class _NotYetKnownError(Exception):
 class Extra:
     """The extra wheels of one installation."""
 
-    def __init__(self, engine: Engine, asked: Sequence[Wheel], access: Access, packages: Path) -> None:
-        """`packages` is where the environment will be."""
+    def __init__(
+        self,
+        engine: Engine,
+        asked: Sequence[Wheel],
+        access: Access,
+        packages: Path,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        """`packages` is where the environment will be; `elsewhere` the worker's Python where it is not here."""
+        self._elsewhere = elsewhere
         self._engine, self._asked, self._packages = engine, asked, packages
         self._downloads = Downloads(access, engine.settings, engine.note, sleep=engine.sleep)
         self._fetcher = wheels.fetcher(engine)
@@ -87,14 +97,14 @@ class Extra:
 
     def _selection(self, torch: Chosen | None) -> Selection:
         engine = self._engine
-        return Selection(
-            engine.interpreter,
-            engine.environ,
-            self._packages,
-            engine.session.root.path,
-            self._fetcher,
-            None if torch is None else lambda: self._build(torch),
-        )
+        told: Callable[[], Torch | None] | None = None if torch is None else lambda: self._build(torch)
+        interpreter, tags = engine.interpreter, None
+        if self._elsewhere is not None:
+            interpreter = self._elsewhere.interpreter
+            tags = [tag for text in self._elsewhere.target.tags for tag in parse_tag(text)]
+            told = told or (lambda: None)
+        root = engine.session.root.path
+        return Selection(interpreter, engine.environ, self._packages, root, self._fetcher, told, tags)
 
     def _build(self, torch: Chosen) -> Torch:
         """How the torch in a wheel was built."""

@@ -46,12 +46,14 @@ def fingerprint(environment: Environment, interpreter: Interpreter) -> str:
 
 
 def requirements_digest(environment: Environment, interpreter: Interpreter) -> str:
-    """BLAKE3 (hex) of what a lock file is made from: the requirements, for a Python and a platform."""
+    """BLAKE3 (hex) of what a lock file is made from: the requirements and wheels, for a Python and a platform."""
     document = {
         **_wanted(environment),
         "python": interpreter.minor,
         "platform": interpreter.platform,
     }
+    if environment.wheels:
+        document["wheels"] = [_wheel(wheel) for wheel in environment.wheels]
     return blake3(msgspec.json.encode(document, order="sorted")).hexdigest()
 
 

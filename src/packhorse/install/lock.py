@@ -63,8 +63,9 @@ def target(interpreter: Interpreter, environ: Mapping[str, str]) -> Target:
         ) from error
 
 
-def encoded(chosen: Sequence[Chosen], target: Target, requirements: str) -> bytes:
-    """The lock file. `requirements` is the digest of what was resolved, kept in it. Every wheel has a hash."""
+def encoded(chosen: Sequence[Chosen], target: Target, requirements: str, last: Sequence[str] = ()) -> bytes:
+    """The lock file. `requirements` is the digest of what was resolved, kept in it, as are the names of the extra
+    wheels, which come `last`. Every wheel has a hash."""
     import tomli_w
     from packaging import pylock
     from packaging.markers import Marker
@@ -80,7 +81,7 @@ def encoded(chosen: Sequence[Chosen], target: Target, requirements: str) -> byte
         requires_python=SpecifierSet(f"=={minor}.*"),
         environments=[Marker(" and ".join(f"{key} == {json.dumps(environment[key])}" for key in keys))],
         packages=[_package(each) for each in sorted(chosen, key=lambda each: each.name)],
-        tool={_TOOL: {"requirements": requirements}},
+        tool={_TOOL: {"requirements": requirements, "wheels": list(last)}},
     )
     document.validate()
     return tomli_w.dumps(document.to_dict()).encode()
@@ -124,6 +125,12 @@ def requirements_of(path: str) -> str:
     """The digest of the requirements that a lock file was made from; "" for one of another tool."""
     found = _read(path).get("tool", {}).get(_TOOL, {}).get("requirements", "")
     return found if isinstance(found, str) else ""
+
+
+def last_of(path: str) -> list[str] | None:
+    """The names of the extra wheels in a lock file, in their order; None for one of another tool, which has none."""
+    found = _read(path).get("tool", {}).get(_TOOL)
+    return list(found.get("wheels", ())) if isinstance(found, dict) else None
 
 
 def chosen_by(

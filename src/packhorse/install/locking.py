@@ -15,12 +15,14 @@ import msgspec
 from packhorse import atomic, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.install import access, fingerprint, lock, requirements, sizes
+from packhorse.install import elsewhere, fingerprint, hashes, lock, sizes
 from packhorse.install.chosen import Chosen
-from packhorse.install.downloads import Downloads, RefusedError, sha256
+from packhorse.install.downloads import Downloads, RefusedError, checked
+from packhorse.install.extra import Extra
 from packhorse.install.interpreter import worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
+from packhorse.install.resolution import Resolution
 from packhorse.progress import Progress
 from packhorse.root import Root
 from packhorse.session import Session
@@ -47,21 +49,25 @@ def make(
     progress: Progress,
     note: Callable[[str], None],
     *,
+    python: str = "",
+    platform: str = "",
     sleep: Callable[[float], None] = time.sleep,
 ) -> LockResult:
-    """Resolve the requirements and dependencies for the worker's Python, and write the lock file.
+    """Resolve the requirements, dependencies and extra wheels for the worker's Python, and write the lock file.
 
-    Raises ConfigError where there is nothing to lock, and PackhorseError where pip cannot resolve it.
+    `python` ("3.12") and `platform` ("manylinux_2_28_aarch64") name a worker's that is not here. Raises ConfigError
+    where there is nothing to lock, and PackhorseError where the engine cannot resolve it or no wheel fits.
     """
     started = time.monotonic()
     environment = config.environment
-    if not environment.requirements and not environment.dependencies:
+    if not (environment.requirements or environment.dependencies or environment.wheels):
         raise ConfigError(
             "There is nothing to lock.",
-            "Add requirements or dependencies under [environment] in packhorse.toml.",
+            "Add requirements, dependencies or wheels under [environment] in packhorse.toml.",
         )
-    msgspec.structs.replace(environment, lock="", wheels=()).check_files()
+    msgspec.structs.replace(environment, lock="").check_files()
     interpreter = worker_interpreter(environment.python, environ)
+    other = elsewhere.elsewhere(python, platform, interpreter)
     directory = config.file.parent if config.file else Path.cwd()
     path = Path(environment.lock or directory / DEFAULT)
     session.clean(root)
@@ -78,20 +84,25 @@ def make(
             note=note,
             sleep=sleep,
         )
-        chosen = engine.resolve(environment.requirements, environment.dependencies, own.tmp / "target")
+        resolution = Resolution(engine, environment, other)
+        named = environment.requirements or environment.dependencies
+        chosen = resolution.chosen(own.tmp / "target") if named else []
         if chosen is None:
             raise PackhorseError(
                 "This pip cannot tell what it would install.", "Install pip 23.3 or newer beside packhorse."
             )
-        settings = access.pip_settings(engine.command.words, engine.pip_environ)
-        texts = [line.text for line in requirements.lines(environment.requirements)]
-        reached = access.access(settings, [*texts, *environment.dependencies], engine.pip_environ)
-        downloads = Downloads(reached, config.network, note, sleep=sleep)
-        chosen = _complete(chosen, downloads, own, progress)
+        extra = Extra(engine, environment.wheels, resolution.access, own.tmp / "target", other)
+        last = _wheels(extra, chosen)
+        downloads = Downloads(resolution.access, config.network, note, sleep=sleep)
+        kept = [each for each in chosen if each.name not in extra.names]
+        chosen = _complete([*kept, *last], downloads, own, progress)
         content = lock.encoded(
             chosen,
-            lock.target(interpreter, environ),
-            fingerprint.requirements_digest(environment, interpreter),
+            resolution.target,
+            fingerprint.requirements_digest(
+                environment, other.interpreter if other is not None else interpreter
+            ),
+            [each.name for each in last],
         )
     changed = not path.exists() or path.read_bytes() != content
     if changed:
@@ -100,6 +111,18 @@ def make(
     return LockResult(
         str(path), changed, len(chosen), sum(each.size for each in chosen), seconds, str(log.path)
     )
+
+
+def _wheels(extra: Extra, resolved: Sequence[Chosen]) -> list[Chosen]:
+    """The extra wheels. Raises PackhorseError where they depend on a torch of which nothing can be told."""
+    found = extra.early(resolved)
+    if found is None:
+        raise PackhorseError(
+            "How the torch of the requirements was built is not known before it is installed, and wheels of "
+            "[[environment.wheels]] depend on it.",
+            "Name each by its url, or take an index whose server answers requests for parts of files.",
+        )
+    return found
 
 
 def _complete(
@@ -111,9 +134,14 @@ def _complete(
     known = {each.chosen.url: each.chosen for each in sizes.sized(wheels, downloads, own.heartbeat)}
     found = [known.get(each.url, each) for each in chosen]
     return [
-        each if each.hashes or not _is_file(each) else _hashed(each, downloads, own, progress)
+        each if not _is_file(each) or _has_hash(each) else _hashed(each, downloads, own, progress)
         for each in found
     ]
+
+
+def _has_hash(chosen: Chosen) -> bool:
+    """Whether the index tells a hash, and it proves the file to be one that the requirements allow."""
+    return bool(chosen.hashes.keys() & {"sha256", "sha384", "sha512"}) and hashes.is_proven(chosen)
 
 
 def _is_file(chosen: Chosen) -> bool:
@@ -123,11 +151,12 @@ def _is_file(chosen: Chosen) -> bool:
 
 def _hashed(chosen: Chosen, downloads: Downloads, own: Session, progress: Progress) -> Chosen:
     if chosen.local is not None:
-        return msgspec.structs.replace(chosen, hashes={"sha256": sha256(chosen.local)})
+        digest = checked(chosen.file, chosen.local, chosen.hashes, chosen.allowed, chosen.url)
+        return msgspec.structs.replace(chosen, hashes={"sha256": digest})
     progress.stage(f"downloading {chosen.file}, which has no hash", chosen.size or None)
     path = own.tmp / chosen.file
     try:
-        digest = downloads.fetch(chosen.url, path, {}, chosen.size)
+        digest = downloads.fetch(chosen.url, path, chosen.hashes, chosen.size, chosen.allowed)
     except RefusedError as error:
         raise PackhorseError(
             f"{chosen.file} has no hash in its index and cannot be downloaded to make one: {error}.",

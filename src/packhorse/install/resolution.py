@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 
 from packhorse.config import Environment, Network
-from packhorse.errors import NoSpaceError, PackhorseError
+from packhorse.errors import ConfigError, NoSpaceError, PackhorseError
 from packhorse.install import access, hashes, lock, requirements, uv
 from packhorse.install.access import Access
 from packhorse.install.chosen import Chosen
 from packhorse.install.downloads import not_allowed
+from packhorse.install.elsewhere import Elsewhere
 from packhorse.install.hashes import Demands
 from packhorse.install.pip import Engine
 from packhorse.install.requirements import Line
@@ -25,10 +26,12 @@ from packhorse.install.requirements import Line
 class Resolution:
     """The requirements of an environment, and who is asked what they mean."""
 
-    def __init__(self, engine: Engine, environment: Environment) -> None:
+    def __init__(self, engine: Engine, environment: Environment, elsewhere: Elsewhere | None = None) -> None:
+        """`elsewhere` is the worker's Python, where it is not the one of `engine`."""
+        self._elsewhere = elsewhere
         self._engine, self._environment = engine, environment
         self._lines = list(requirements.lines(environment.requirements))
-        self._target: lock.Target | None = None
+        self._target = elsewhere.target if elsewhere is not None else None
 
     @property
     def sources(self) -> list[str]:
@@ -61,6 +64,15 @@ class Resolution:
         that are missing, IntegrityError for a file that they do not allow.
         """
         demands = self._demands
+        if self._elsewhere is not None:
+            if self._environment.engine == "pip":
+                raise ConfigError(
+                    "pip cannot resolve for another Python: it reads markers for the one that runs it.",
+                    'Take engine = "auto" or "uv", or run `packhorse lock` where that Python is.',
+                )
+            asked = uv.find(self._engine, "uv", self._lines, self._engine.pip_settings)
+            by_uv = self._by_uv(asked, demands)
+            return self._completed(self._held(by_uv or (), demands, target))
         remote = any(line.remote for line in self._lines)
         if demands is not None and remote:
             # Lines that are not known here: pip downloads each file to check it.
@@ -86,14 +98,17 @@ class Resolution:
     def _by_uv(self, asked: str, demands: Demands | None) -> list[Chosen] | None:
         """None where uv did not find an answer and pip may."""
         environment, engine = self._environment, self._engine
-        optional = environment.engine == "auto"
+        optional = environment.engine == "auto" and self._elsewhere is None
+        options = self._elsewhere.uv_options if self._elsewhere is not None else ()
         files = environment.requirements
         if any(line.parts[0] and line.parts[1] for line in self._lines):
             files = (str(self._flat(hashes_only=False)),)
         allowed = demands.allowed if demands is not None else {}
         settings = _impatient(engine.settings) if optional else engine.settings
         try:
-            found = uv.resolve(asked, engine, files, environment.dependencies, settings, self.target, allowed)
+            found = uv.resolve(
+                asked, engine, files, environment.dependencies, settings, self.target, allowed, options
+            )
         except NoSpaceError:
             raise
         except PackhorseError as error:
