@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu-code lint format bench bench-small bench-e2e bench-startup bench-gpu-code bench-accelerator clean
+.PHONY: help demo test test-gpu-code lint format bench bench-small bench-e2e bench-install bench-startup bench-gpu-code bench-accelerator clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -39,6 +39,9 @@ bench-small: $(VENV)/.bench  ## The same once on a small environment: for the ha
 
 bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA environment
 	@$(BIN)/python bench/e2e.py $(BENCH_ARGS)
+
+bench-install: $(VENV)/.bench  ## Measure installing from local wheels: BENCH_ARGS="--wheels DIR --requirements FILE"
+	@$(BIN)/python bench/install.py $(BENCH_ARGS)
 
 bench-startup: $(VENV)/.package  ## Measure what `packhorse run` adds to the start of a command
 	@$(BIN)/python bench/startup.py $(BENCH_ARGS)

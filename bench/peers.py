@@ -423,7 +423,7 @@ def main() -> None:
         sys.exit(
             f"A shaped line needs {', '.join(lacks)} (Debian: apt-get install iproute2 util-linux; as root)."
         )
-    _enter_namespace()
+    enter_namespace()
     environment = environments.SMALL if arguments.small else environments.REAL
     with contextlib.ExitStack() as stack:
         if arguments.directory:
@@ -551,7 +551,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _enter_namespace() -> None:
+def enter_namespace() -> None:
     """Go on in a mount namespace of its own: whatever ends this program then ends its mounts as well."""
     if os.geteuid() == 0 and INSIDE not in os.environ and not small_os_disk.refusal():
         os.environ[INSIDE] = "1"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from packhorse import atomic
 from packhorse.config import Network
 from packhorse.errors import PackhorseError
 from packhorse.install import lock, network, process, requirements
@@ -158,6 +159,9 @@ def resolve(
     command += [*written, *options, *files]
     attempts = network.Attempts(settings, engine.note, engine.sleep)
     attempts.run(lambda timeout: _attempt(command, engine, timeout))
+    if not engine.keep_downloads:
+        # It unpacks wheels of this machine to read their metadata: they would lie beside what is installed.
+        atomic.remove_tree(Path(engine.pip_environ["UV_CACHE_DIR"]))
     return lock.chosen_by(str(chosen), target, allowed)
 
 
