@@ -321,11 +321,11 @@ def test_a_repository_is_installed_at_its_commit_and_known_again(
 
 
 def test_what_packhorse_is_refused_pip_fetches(index: Index, installer: Installer, tmp_path: Path) -> None:
-    """Credentials that only pip knows: here from a keyring."""
+    """Credentials that only pip knows: here of a keyring that answers nobody else."""
     keyring = tmp_path / "bin" / "keyring"
     keyring.parent.mkdir()
     answer = '{"username": "me", "password": "hunter2"}'
-    keyring.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    keyring.write_text(f"#!/bin/sh\ngrep -qzx pip /proc/$PPID/cmdline && echo '{answer}'\n")
     keyring.chmod(0o755)
     index.credentials = "me:hunter2"
     index.add("foo", "1.0")

@@ -1,16 +1,18 @@
 """How package indexes are reached: the credentials, certificates and proxies that pip would use.
 
 Promises that credentials go to the host they were given for and nowhere else. Knows pip's configuration and
-requirements files; what is beyond it (keyrings, client certificates with passwords) is left to pip.
+requirements files; what is beyond it (client certificates with passwords) is left to pip.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import netrc
 import os
 import re
+import shutil
 import ssl
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     import urllib3
 
 _WITH_USER = re.compile(r"(https?)://([^/?#\s]+)@([^/?#\s'\"]+)")
+_INDEX = re.compile(r"(https?)://(?:[^/?#\s@]+@)?([^/?#\s'\"@]+)([^?#\s'\"]*)")
+_PATIENCE = 60.0
+"""Seconds that a keyring has to answer."""
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -56,6 +61,10 @@ class Access(NamedTuple):
     """The user part of URLs, by host and port."""
     environ: Mapping[str, str]
     settings: Mapping[str, str]
+    indexes: Mapping[str, tuple[str, ...]] = {}
+    """The URLs of indexes without their user part, by host and port: the names that keyrings know."""
+    keyring: dict[str, str] = {}  # noqa: RUF012 - one for each: access() makes it
+    """What a keyring told, as the user part of a URL, by host and port; "" for nothing."""
 
     def with_user(self, url: str) -> str:
         """`url` with the user part that was given for its host, for pip."""
@@ -68,8 +77,27 @@ class Access(NamedTuple):
         import urllib3
 
         parts = urlsplit(url)
-        user = self.users.get(parts.netloc) or self._netrc(parts.hostname or "")
+        user = self.keyring.get(parts.netloc) or self.users.get(parts.netloc)
+        user = user or self._netrc(parts.hostname or "")
         return urllib3.util.make_headers(basic_auth=_decoded(user)) if user else {}
+
+    def ask_keyring(self, url: str) -> bool:
+        """Ask the program `keyring` for the host of `url`, where pip or uv are told to; whether it knows one.
+
+        Once for each host: from then on `authorization` gives what it told.
+        """
+        netloc = urlsplit(url).netloc
+        wanted = (self.settings.get("keyring-provider"), self.environ.get("UV_KEYRING_PROVIDER"))
+        if netloc in self.keyring or "subprocess" not in wanted:
+            return False
+        self.keyring[netloc] = ""
+        program = shutil.which("keyring", path=self.environ.get("PATH"))
+        user = unquote(self.users.get(netloc, "").partition(":")[0])
+        for name in (*self.indexes.get(netloc, ()), netloc) if program else ():
+            if found := _of_keyring(str(program), name, user, self.environ):
+                self.keyring[netloc] = found
+                return True
+        return False
 
     def _netrc(self, host: str) -> str:
         home = self.environ.get("HOME", "")
@@ -126,12 +154,35 @@ class Access(NamedTuple):
 def access(settings: Mapping[str, str], lines: Iterable[str], environ: Mapping[str, str]) -> Access:
     """How to reach what pip's `settings`, the `lines` of requirements files and the variables of uv name."""
     users: dict[str, str] = {}
+    indexes: dict[str, tuple[str, ...]] = {}
     of_uv = [value for name, value in environ.items() if name.startswith("UV_") and "INDEX" in name]
     for text in (*settings.values(), *lines, *of_uv):
         expanded = _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text)
         for _, user, netloc in _WITH_USER.findall(expanded):
             users.setdefault(netloc, user)
-    return Access(users, environ, settings)
+        for scheme, netloc, path in _INDEX.findall(expanded):
+            url = f"{scheme}://{netloc}{path}"
+            if url not in indexes.get(netloc, ()):
+                indexes[netloc] = (*indexes.get(netloc, ()), url)
+    return Access(users, environ, settings, indexes, {})
+
+
+def _of_keyring(program: str, name: str, user: str, environ: Mapping[str, str]) -> str:
+    """What `keyring` (25.2 or newer) has for a name, and for a user where one is known, as the user part of a URL."""
+    command = [program, "--mode=creds", "--output=json", "get", name, *([user] if user else [])]
+    try:
+        answer = subprocess.run(
+            command,
+            env={**environ, "PYTHONIOENCODING": "utf-8"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+        found = json.loads(answer.stdout)
+        return f"{_quoted(found['username'])}:{_quoted(found['password'])}"
+    except (OSError, subprocess.TimeoutExpired, ValueError, TypeError, KeyError):
+        return ""
 
 
 def _decoded(user: str) -> str:

@@ -11,6 +11,7 @@ import email.utils
 import errno
 import hashlib
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ class Downloads:
         self._access, self._settings, self._note, self._sleep = access, settings, note, sleep
         self._arrived = arrived
         self._pools: dict[str, urllib3.PoolManager] = {}
+        self._asking = threading.Lock()
 
     def fetch(
         self,
@@ -86,6 +88,18 @@ class Downloads:
 
         `timeout` is in seconds without a byte. Raises urllib3's HTTPError.
         """
+        response = self._request(url, timeout, headers)
+        if response.status == 401:
+            with self._asking:  # one thread asks, the others find what it was told
+                authorized = self._access.ask_keyring(url) or bool(
+                    self._access.keyring.get(urlsplit(url).netloc)
+                )
+            if authorized:
+                response.close()
+                return self._request(url, timeout, headers)
+        return response
+
+    def _request(self, url: str, timeout: float, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         import urllib3
 
         host = urlsplit(url).netloc

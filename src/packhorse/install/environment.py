@@ -12,7 +12,7 @@ import fcntl
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,20 +22,16 @@ from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import ConfigError, PackhorseError
 from packhorse.install import (
-    apply,
+    bring,
     fingerprint,
     imports,
-    lock,
     scripts,
     slim,
     wheels,
 )
-from packhorse.install.chosen import Chosen
-from packhorse.install.extra import Extra
 from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.install.log import Log
 from packhorse.install.pip import Engine
-from packhorse.install.resolution import Resolution
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.session import Session
@@ -269,59 +265,10 @@ class _Installation:
             keep_downloads=environment.keep_downloads,
             sleep=self.sleep,
         )
-        resolution = Resolution(engine, environment)
-        extra = Extra(engine, environment.wheels, resolution.access, self.staging)
-        resolved: list[Chosen] | None = []
-        locked: list[str] | None = None
-        if environment.lock:
-            resolved, locked = resolution.locked(), lock.last_of(environment.lock)
-        elif environment.requirements or environment.dependencies:
-            resolved = resolution.chosen(self.staging)
-        early: list[Chosen] | None
-        if resolved is not None and locked is not None:
-            early, before = [each for name in locked for each in resolved if each.name == name], {}
-            kept = [each for each in resolved if each.name not in locked]
-            brought = dict(self._apply(engine, resolution, kept, early))
-        elif resolved is None:
-            resolution.install_whole(self.staging)
-            before = {each.name: each.version for each in wheels.distributions(self.staging)}
-            early, brought = None, {}
-        else:
-            before = {each.name: each.version for each in resolved if each.name in extra.names}
-            early = extra.early(resolved)
-            kept = [each for each in resolved if each.name not in extra.names]
-            brought = dict(self._apply(engine, resolution, kept, early or ()))
-        if early is None:
-            for wheel in environment.wheels:
-                brought.update(self._apply(engine, resolution, (), [extra.late(wheel)]))
-        overrides = [wheels.Override(name, before.get(name, ""), new) for name, new in brought.items()]
-        if overrides:
-            extra.check_symbols(set(brought))
-        wheels.tell(overrides, engine)
-        return overrides
-
-    def _apply(
-        self, engine: Engine, resolution: Resolution, chosen: Sequence[Chosen], last: Sequence[Chosen]
-    ) -> Mapping[str, str]:
-        """Install `chosen` and then the wheels `last`; returns the versions of these by name."""
-        environment = self.config.environment
-        applied = apply.apply(
-            chosen,
-            engine,
-            resolution.access,
-            resolution.sources,
-            base=self._base(),
-            mark=slim.mark(environment.slim_keep, environment.slim_remove)
-            if environment.profile == "slim"
-            else "",
-            staging=self.staging,
-            scratch=self.root.staging / "scratch",
-            last=last,
+        mark = (
+            slim.mark(environment.slim_keep, environment.slim_remove) if environment.profile == "slim" else ""
         )
-        if applied.linked:
-            count = len(chosen) + len(last)
-            self.note(f"{applied.linked} of {count} distributions are unchanged and were linked")
-        return {each.name: applied.last[each.name] for each in last}
+        return bring.bring(engine, environment, base=self._base(), mark=mark, staging=self.staging)
 
     def _known(self) -> tuple[Index, dict[bytes, _Known]]:
         """What the index knows of the packages in force, before linking changes their times (link(2): ctime)."""

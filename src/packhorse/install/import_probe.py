@@ -21,8 +21,8 @@ opened: set[str] = set()
 
 def note(event: str, arguments: tuple[object, ...]) -> None:
     """An audit hook (PEP 578) that keeps the name of every file that Python opens."""
-    if event == "open" and isinstance(arguments[0], str):
-        opened.add(arguments[0])
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        opened.add(os.fsdecode(arguments[0]))
 
 
 def mapped() -> set[str]:

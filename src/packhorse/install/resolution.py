@@ -7,6 +7,7 @@ Knows nothing of how files are fetched or installed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -38,7 +39,7 @@ class Resolution:
         """The lines of requirements files that tell pip where to look."""
         return requirements.sources(self._lines)
 
-    @property
+    @cached_property
     def access(self) -> Access:
         """How to reach what the requirements and the wheels name."""
         environment = self._environment
