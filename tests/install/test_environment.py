@@ -706,3 +706,18 @@ def test_a_disk_with_room_for_the_files_and_one_wheel_is_enough(
     done = _on_a_small_disk("84m", packhorse, installer, project)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.namespaces
+def test_a_disk_that_is_full_while_uv_resolves_is_named(
+    index: Index, installer: Installer, packhorse: Packhorse, project: Path
+) -> None:
+    """uv unpacks wheels of this machine to read their metadata."""
+    index.add("foo", "1.0", {"foo.bin": os.urandom(100_000_000)})
+    installer.environ |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(index.directory)}
+    installer.environ |= {"PACKHORSE_ENVIRONMENT_ENGINE": "uv"}
+
+    failed = _on_a_small_disk("80m", packhorse, installer, project)
+
+    assert failed.returncode == 5, failed.stderr
+    assert "was full while uv worked" in failed.stderr

@@ -33,7 +33,8 @@ from packhorse.watch.disk import Watch
 
 _SHOWN = 10_000_000
 """Bytes from which a download is a stage of its own in the progress."""
-_NEARLY_FULL = 8 << 20
+NEARLY_FULL = 8 << 20
+"""Free bytes below which a disk is taken for the reason of a failure."""
 _LAZILY = "Obtaining dependency information from"
 _RESUMING = re.compile(r"Attempting to resume incomplete download \(([^/]+)/([^,]+),")
 
@@ -223,7 +224,7 @@ class Engine:
         """What to raise. A full disk is looked for first: pip words it as a network that broke."""
         said = f"pip's last lines were:\n{self.log.last_lines}"
         whole = f"Its whole output is in {self.log.path}."
-        full = self.watch.lowest_free < _NEARLY_FULL
+        full = self.watch.lowest_free < NEARLY_FULL
         if full or failure.kind == "space" or (failure.kind == "network" and too_large):
             return NoSpaceError(
                 f"The disk of {self.session.root.path} was full while pip worked. {said}",

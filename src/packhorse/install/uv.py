@@ -17,12 +17,12 @@ from packaging.version import Version
 
 from packhorse import atomic
 from packhorse.config import Network
-from packhorse.errors import PackhorseError
+from packhorse.errors import NoSpaceError, PackhorseError
 from packhorse.install import lock, network, process, requirements
 from packhorse.install.chosen import Chosen
 from packhorse.install.log import without_credentials
 from packhorse.install.network import Failure, NetworkError
-from packhorse.install.pip import Engine
+from packhorse.install.pip import NEARLY_FULL, Engine
 from packhorse.install.requirements import Line
 
 OLDEST = Version("0.7")
@@ -34,6 +34,7 @@ _BROKEN = re.compile(
     r"|unexpected eof|incomplete message|\b(?:408|425|429|5\d\d)\b[^\n]* for url|status code (?:408|425|429|5\d\d)",
     re.IGNORECASE,
 )
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 _CERTIFICATE = re.compile(r"invalid peer certificate|certificate verify failed", re.IGNORECASE)
 # Settings of pip that say nothing of which files are taken.
 _HARMLESS = frozenset(
@@ -169,10 +170,12 @@ def _attempt(command: Sequence[str], engine: Engine, timeout: float) -> None:
     environ = {**engine.pip_environ, "UV_HTTP_RETRIES": "0", "UV_HTTP_TIMEOUT": f"{max(timeout, 1):.0f}"}
     environ |= {"UV_PYTHON_DOWNLOADS": "never"}
     engine.log.begin(command)
+    engine.watch.reset_lowest()
     output: list[str] = []
 
     def on_line(line: str) -> None:
         engine.session.heartbeat()
+        engine.watch.look()  # at errors: before uv removes what filled the disk
         output.append(engine.log.add(line))
 
     ended = process.run(
@@ -183,6 +186,12 @@ def _attempt(command: Sequence[str], engine: Engine, timeout: float) -> None:
     said = f"uv's last lines were:\n{engine.log.last_lines}"
     whole = f"Its whole output is in {engine.log.path}."
     text = "\n".join(output)
+    engine.watch.look()
+    if _FULL.search(text) or engine.watch.lowest_free < NEARLY_FULL:
+        raise NoSpaceError(
+            f"The disk of {engine.session.root.path} was full while uv worked. {said}",
+            f"Free some space, or choose a root on a larger disk with --root. {whole}",
+        )
     if not _CERTIFICATE.search(text) and (_BROKEN.search(text) or _SILENT.search(text)):
         reason = "no answer in time" if _SILENT.search(text) else "the connection broke"
         raise NetworkError(
