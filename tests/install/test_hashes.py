@@ -147,6 +147,22 @@ def test_hashes_of_a_constraint_count_too(index: Index, installer: Installer, tm
         hashed("-c c.txt", f"foo==1.0 --hash=sha256:{_digest(foo)}")
 
 
+def test_files_that_are_included_by_url_count_too(index: Index, hashed: Hashed) -> None:
+    """With what they include themselves, which lies beside them."""
+    foo, bar = index.add("foo", "1.0"), index.add("bar", "1.0")
+    index.add("bar", "2.0")
+    (index.directory / "more.txt").write_text(f"foo==1.0 --hash=sha256:{_digest(foo)}\n-c deep.txt\nbar")
+    deep = index.directory / "deep.txt"
+    deep.write_text(f"bar==1.0 --hash=sha256:{_digest(bar)}")
+    include = f"-r http://{index.host}/files/more.txt"
+    index.fail("more.txt", Status(503))
+
+    assert hashed(include) == 2
+    deep.write_text(f"bar==1.0 --hash=sha256:{WRONG}")
+    with pytest.raises(IntegrityError):
+        hashed(include)
+
+
 def test_files_of_a_directory_and_of_a_url_are_held_against_them(
     index: Index, installer: Installer, tmp_path: Path
 ) -> None:

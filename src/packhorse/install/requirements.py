@@ -139,7 +139,16 @@ def _lines(path: str, kind: str, seen: set[tuple[str, str]]) -> Iterator[Line]:
     if (path, kind) in seen:
         return
     seen.add((path, kind))
-    for line in _COMMENT.sub("", re.sub(r"\\\r?\n", "", _read(path))).splitlines():
+    yield from _parsed(_read(path), path, kind, seen)
+
+
+def included(line: Line, content: bytes) -> Iterator[Line]:
+    """The lines of the file that a `remote` line includes; what that includes lies beside it."""
+    return _parsed(_text(content), line.text, line.kind, set())
+
+
+def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> Iterator[Line]:
+    for line in _COMMENT.sub("", re.sub(r"\\\r?\n", "", content)).splitlines():
         text = " ".join(line.split())
         include = _INCLUDE.fullmatch(text)
         if include is None:
@@ -147,11 +156,13 @@ def _lines(path: str, kind: str, seen: set[tuple[str, str]]) -> Iterator[Line]:
                 yield Line(kind, text, path)
             continue
         target = _unquoted(include[3])
-        included = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind
+        if "://" not in target:
+            target = os.path.join(os.path.dirname(path), target)
+        wanted = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind
         if "://" in target:
-            yield Line(included, target, path, remote=True)
+            yield Line(wanted, target, path, remote=True)
         else:
-            yield from _lines(os.path.join(os.path.dirname(path), target), included, seen)
+            yield from _lines(target, wanted, seen)
 
 
 def _unquoted(text: str) -> str:
@@ -162,7 +173,10 @@ def _unquoted(text: str) -> str:
 
 
 def _read(path: str) -> str:
-    content = read_bytes(path)
+    return _text(read_bytes(path))
+
+
+def _text(content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -6,9 +6,10 @@ Knows nothing of how files are fetched or installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -17,9 +18,10 @@ from packhorse.errors import ConfigError, NoSpaceError, PackhorseError
 from packhorse.install import access, hashes, lock, requirements, uv
 from packhorse.install.access import Access
 from packhorse.install.chosen import Chosen
-from packhorse.install.downloads import not_allowed
+from packhorse.install.downloads import Downloads, RefusedError, not_allowed
 from packhorse.install.elsewhere import Elsewhere
 from packhorse.install.hashes import Demands
+from packhorse.install.log import without_credentials
 from packhorse.install.pip import Engine
 from packhorse.install.requirements import Line
 
@@ -31,7 +33,7 @@ class Resolution:
         """`elsewhere` is the worker's Python, where it is not the one of `engine`."""
         self._elsewhere = elsewhere
         self._engine, self._environment = engine, environment
-        self._lines = list(requirements.lines(environment.requirements))
+        self._given = list(requirements.lines(environment.requirements))
         self._target = elsewhere.target if elsewhere is not None else None
 
     @property
@@ -44,7 +46,7 @@ class Resolution:
         """How to reach what the requirements and the wheels name."""
         environment = self._environment
         wheels = [text for each in environment.wheels for text in (each.url, *each.find_links)]
-        texts = [*(line.text for line in self._lines), *environment.dependencies, *wheels]
+        texts = [*(line.text for line in self._given), *environment.dependencies, *wheels]
         return access.access(self._engine.pip_settings, texts, self._engine.pip_environ)
 
     @property
@@ -74,15 +76,11 @@ class Resolution:
             asked = uv.find(self._engine, "uv", self._lines, self._engine.pip_settings)
             by_uv = self._by_uv(asked, demands)
             return self._completed(self._held(by_uv or (), demands, target))
-        remote = any(line.remote for line in self._lines)
-        if demands is not None and remote:
-            # Lines that are not known here: pip downloads each file to check it.
-            return self._by_pip(self._environment.requirements, target, "--require-hashes")
         asked = uv.find(self._engine, self._environment.engine, self._lines, self._engine.pip_settings)
         if asked and (found := self._by_uv(asked, demands)) is not None:
             return self._completed(self._held(found, demands, target))
         files = self._environment.requirements
-        if demands is not None:
+        if demands is not None or self._has_remote:
             files = (str(self._flat(hashes_only=True)),)
         if (by_pip := self._by_pip(files, target)) is None:
             return None
@@ -102,7 +100,7 @@ class Resolution:
         optional = environment.engine == "auto" and self._elsewhere is None
         options = self._elsewhere.uv_options if self._elsewhere is not None else ()
         files = environment.requirements
-        if any(line.parts[0] and line.parts[1] for line in self._lines):
+        if self._has_remote or any(line.parts[0] and line.parts[1] for line in self._lines):
             files = (str(self._flat(hashes_only=False)),)
         allowed = demands.allowed if demands is not None else {}
         settings = _impatient(engine.settings) if optional else engine.settings
@@ -132,10 +130,44 @@ class Resolution:
 
     # --- what the requirements say besides ---
 
-    @property
+    @cached_property
+    def _lines(self) -> list[Line]:
+        """All lines, of files that are included by URL too: what those say of hashes must be held as well."""
+        return list(self._expanded(self._given, set()))
+
+    def _expanded(self, lines: Iterable[Line], seen: set[str]) -> Iterator[Line]:
+        for line in lines:
+            if not line.remote:
+                yield line
+            elif (key := f"{line.kind} {line.text}") not in seen:
+                seen.add(key)
+                yield from self._expanded(requirements.included(line, self._fetched(line.text)), seen)
+
+    def _fetched(self, url: str) -> bytes:
+        engine, parts = self._engine, urlsplit(url)
+        if parts.scheme == "file":
+            return requirements.read_bytes(unquote(parts.path))
+        downloads = Downloads(self.access, engine.settings, engine.note, sleep=engine.sleep)
+        path = engine.session.tmp / (parts.path.rpartition("/")[2] or "requirements.txt")
+        try:
+            downloads.fetch(url, path, {})
+        except RefusedError as error:
+            raise ConfigError(
+                f"{without_credentials(url)}, which the requirements include, cannot be read: {error}.",
+                "Give its credentials in ~/.netrc.",
+            ) from error
+        content = path.read_bytes()
+        path.unlink()
+        return content
+
+    @cached_property
     def _demands(self) -> Demands | None:
         settings = self._engine.pip_settings
         return hashes.demanded(self._all_lines, settings, lambda: self.target.environment)
+
+    @property
+    def _has_remote(self) -> bool:
+        return any(line.remote for line in self._given)
 
     @property
     def _all_lines(self) -> list[Line]:

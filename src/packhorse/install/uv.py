@@ -109,7 +109,7 @@ def _against(path: str, version: str, lines: Iterable[Line], settings: Mapping[s
         return f"{path} is uv {version or 'of an unknown version'}, and {OLDEST} is needed"
     if configured := sorted(set(settings) - _HARMLESS):
         return f"pip's configuration has {', '.join(configured)}, which uv does not read"
-    if line := next((line for line in lines if line.remote or _PIPS_OWN.match(line.text)), None):
+    if line := next((line for line in lines if _PIPS_OWN.match(line.text)), None):
         return f"the requirements say {without_credentials(line.text)}, which uv may read otherwise"
     return ""
 
