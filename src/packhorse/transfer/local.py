@@ -39,7 +39,6 @@ class Local:
     def __init__(self, root: Root) -> None:
         self.root = root
         self.base = os.fsencode(root.path)
-        self.index = Index(root.private / "index")
         self._manifests = root.private / "manifests"
         self._synced = root.private / "synced"
 
@@ -101,6 +100,11 @@ class Local:
     def packages(self) -> list[Found]:
         """What lies in `packages/`."""
         return scan(os.fsencode(self.root.packages))
+
+    @cached_property
+    def index(self) -> Index:
+        """The local index. Deleting the attribute frees its memory; it is read again when it is used again."""
+        return Index(self.root.private / "index")
 
     @cached_property
     def holes(self) -> frozenset[bytes]:

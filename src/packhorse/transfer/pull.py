@@ -445,6 +445,7 @@ class _Restore:
         if not self.late or self.only:
             return
         self.local.index.save()
+        del self.local.index  # some 50 MB for 40,000 files, and the buffers for frames come on top
         self.root.record(msgspec.structs.replace(self.state, state="sparse"))
         self._fill(self.late)
         self.late = set()
