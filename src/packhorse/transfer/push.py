@@ -121,6 +121,8 @@ class _Push:
             return []
         state = self.state
         known = self.local.cached(state.manifest, "packages") if state.manifest else None
+        if known is None and state.gpus:  # it tells what is a hole
+            known = self.local.manifest(self.store, state.manifest, "packages")
         newest = newest_packages(self.mine, state.fingerprint)
         if (
             not self.repair
