@@ -37,6 +37,7 @@ from packhorse.root import Root, State
 from packhorse.session import Session
 from packhorse.snapshot.index import Content, Index
 from packhorse.snapshot.scan import Signature, scan, signature_of
+from packhorse.transfer import arriving
 from packhorse.watch import memory
 from packhorse.watch.disk import Watch, usage
 
@@ -103,6 +104,7 @@ def install(
     with root.writing(on_wait):
         session.clean(root)
         root.remove_retired()  # of an installation that was killed after its exchange
+        arriving.remove(root)
         if not reinstall and _up_to_date(root, wanted):
             result = InstallResult(wanted, False, *_counted(root.packages), 0.0, usage(root.path).bytes)
         else:

@@ -7,6 +7,7 @@ no longer the one which the manifest tells of. Knows no network.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Collection
 
@@ -66,13 +67,29 @@ def numbers_of(manifest: Manifest, paths: Collection[bytes]) -> set[int]:
     }
 
 
+def has_holes(path: bytes) -> bool:
+    """Whether there is a file at `path` that takes less room than it has bytes."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_blocks * 512 < status.st_size
+
+
 class Patch:
     """Frames on their way into files that lie in `base` and lack nothing else.
 
     A file that somebody changed or replaced meanwhile is left alone and named in `skipped`.
     """
 
-    def __init__(self, base: bytes, manifest: Manifest, numbers: Collection[int]) -> None:
+    def __init__(
+        self,
+        base: bytes,
+        manifest: Manifest,
+        numbers: Collection[int],
+        paths: Collection[bytes] | None = None,
+    ) -> None:
+        """For the files `paths` only, if they are given."""
         self.skipped: set[bytes] = set()
         self.signatures: dict[bytes, Signature] = {}
         """Of the files written to, as they are now."""
@@ -82,7 +99,7 @@ class Patch:
         self.files = {
             entry.path: entry
             for entry in manifest.entries
-            if isinstance(entry, File) and entry.path in concerned
+            if isinstance(entry, File) and entry.path in concerned and (paths is None or entry.path in paths)
         }
         """The files that the frames belong to."""
         self._members = members(self.files.values(), len(manifest.frames))

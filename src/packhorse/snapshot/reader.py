@@ -82,13 +82,12 @@ class Tree:
         """What it takes in the directory where it is staged."""
         return os.fsdecode(os.path.basename(self._base)), self._journal.name
 
-    @property
-    def new_bytes(self) -> int:
-        """The bytes that the tree will take on disk beyond what is linked."""
+    def new_bytes(self, without: Collection[int] = ()) -> int:
+        """The bytes that the tree will take on disk beyond what is linked, without some frames."""
         return sum(
             member.length
             for number, inside in enumerate(self._members)
-            if number not in self._holes
+            if number not in self._holes and number not in without
             for member in inside
         )
 
@@ -149,6 +148,18 @@ class Tree:
     def paths(self, number: int) -> set[bytes]:
         """The files that need the frame `number`."""
         return {member.file.path for member in self._members[number]}
+
+    @cached_property
+    def _links(self) -> dict[bytes, list[bytes]]:
+        links: dict[bytes, list[bytes]] = {}
+        for entry in self.entries:
+            if isinstance(entry, Hardlink):
+                links.setdefault(entry.target, []).append(entry.path)
+        return links
+
+    def names_of(self, path: bytes) -> list[bytes]:
+        """All names of a file."""
+        return [path, *self._links.get(path, ())]
 
     def numbers(self, path: bytes) -> set[int]:
         """The frames that a file to hold needs."""

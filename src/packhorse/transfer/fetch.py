@@ -375,13 +375,17 @@ def _fetch_whole_packs(store: Store, batches: Sequence[_Batch], progress: Progre
 
 
 def _batches(jobs: Sequence[Job], *, whole_packs: bool) -> list[_Batch]:
-    """`jobs`, which are in the order of packs and offsets, as they are asked for."""
+    """`jobs` as they are asked for, in their order; for `whole_packs` that is the order of packs and offsets."""
     batches: list[_Batch] = []
     for job in jobs:
         placed, end = job.placed, job.placed.offset + job.placed.length
         last = batches[-1] if batches else None
         if last is not None and last.jobs[0].placed.pack == placed.pack:
-            near = placed.offset - last.end <= GAP and max(end, last.end) - last.start <= BATCH
+            near = (
+                placed.offset >= last.start  # in the order of ranks it may lie before
+                and placed.offset - last.end <= GAP
+                and max(end, last.end) - last.start <= BATCH
+            )
             if whole_packs or near:
                 last.jobs.append(job)
                 last.end = max(last.end, end)

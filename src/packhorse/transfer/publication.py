@@ -41,7 +41,9 @@ class Publication:
             index.coming(path, self._content(path))
         index.save()  # a pull killed from here on leaves nothing that looks changed here
         brought: dict[bytes, tuple[int, int]] = {}
-        late = {path for tree in self.trees.values() for path in tree.held}
+        late = {
+            name for tree in self.trees.values() for path in list(tree.held) for name in tree.names_of(path)
+        }
         made: list[Directory] = []
         for path in wanted:
             entry = self.winners[path].entry
@@ -81,10 +83,11 @@ class Publication:
     def remember(self) -> None:
         """Let the index know the files that arrived after they were published, as far as they are still there."""
         for tree in self.trees.values():
-            for path in tree.late:
-                item = look(self.local.base, path)
-                if item is not None and item.signature == tree.signatures.get(path):
-                    self.local.index.restored(path, item.signature, self._content(path))
+            for held in tree.late:
+                for path in tree.names_of(held):
+                    item = look(self.local.base, path)
+                    if item is not None and item.signature == tree.signatures.get(held):
+                        self.local.index.restored(path, item.signature, self._content(path))
         self.local.index.save()
 
     def _content(self, path: bytes) -> tuple[bytes, int]:

@@ -23,7 +23,7 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
-from packhorse.snapshot.holes import Patch, cold, numbers_of
+from packhorse.snapshot.holes import Patch, cold, has_holes, numbers_of
 from packhorse.snapshot.manifest import Directory, File, Manifest
 from packhorse.snapshot.reader import Tree, own_bytes
 from packhorse.snapshot.scan import readable, signature_of
@@ -194,6 +194,8 @@ class _Restore:
         self.plan = Plan({}, set(), [])
         self.manifest: Manifest | None = None
         """Of the packages."""
+        self.kept: set[bytes] = set()
+        """Files of packages/ that stay as they are."""
         self.needed: set[int] = set()
         """Frames of it that files which are kept lack, and that must be there before a command starts."""
         self.late: set[int] = set()
@@ -208,8 +210,10 @@ class _Restore:
             self._start()
         else:
             self._restore(packages, shared)
-        self._fill_late()
         self._record()
+        if self.late and not self.only:
+            self._fill_late()
+            self._record()
         return self.result
 
     def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
@@ -230,13 +234,16 @@ class _Restore:
                     tree.finish()
                 if packages is not None:
                     self._exchange(packages)
+                if self.arriving is not None:
+                    self.state = msgspec.structs.replace(self.state, state="partial")
                 publication.publish()
                 self._fill_needed()
                 self._start()
                 if packages is not None:
                     self.root.remove_retired()
         except BaseException:
-            # Until the exchange nothing was published: what was there before is as whole as it was.
+            # Until the exchange, or the first shared file that is there without its bytes, what was there before is as
+            # whole as it was.
             self.root.record(self.state)
             raise
         finally:
@@ -254,7 +261,10 @@ class _Restore:
         for name in os.listdir(staging) if staging.is_dir() else ():
             if name not in staged:
                 atomic.remove_tree(staging / name)
-        needed = sum(tree.new_bytes for tree in trees) - own_bytes(staging)
+        needed = -own_bytes(staging)
+        for tree in trees:
+            never = self._cold(tree.manifest) if self.only and tree.manifest is self.manifest else ()
+            needed += tree.new_bytes(never)
         self.root.require_space(max(needed, 0) + MARGIN, "the snapshot")
 
     # --- planning ---
@@ -432,32 +442,32 @@ class _Restore:
         """Find out what the files that are kept lack, and which of that is needed at the start."""
         lacking = {number for number, frame in enumerate(manifest.frames) if frame.digest in self.local.holes}
         lacking = numbers_of(manifest, kept).intersection(lacking) if lacking else lacking
+        self.kept = set(kept)
         self.late |= lacking & self._cold(manifest)
         self.needed |= lacking - self.late
 
     def _fill_needed(self) -> None:
         """Before the start: what another GPU did not need and this one does."""
-        self._fill(self.needed)
+        self._fill(self.needed, self.kept)  # what is new has, or gets, it from its own tree
         self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self.late else ())
 
     def _fill_late(self) -> None:
-        """When all else is there: the code for other GPUs, unless it is not wanted at all."""
-        if not self.late or self.only:
-            return
-        self.local.index.save()
+        """When all else is there, and recorded: the code for other GPUs."""
         del self.local.index  # some 50 MB for 40,000 files, and the buffers for frames come on top
-        self.root.record(msgspec.structs.replace(self.state, state="sparse"))
-        self._fill(self.late)
-        self.late = set()
-        self.state = msgspec.structs.replace(self.state, gpus=())
+        if self._fill(self.late):
+            self.late = set()
+            self.state = msgspec.structs.replace(self.state, gpus=())
 
-    def _fill(self, numbers: Collection[int]) -> None:
+    def _fill(self, numbers: Collection[int], paths: Collection[bytes] | None = None) -> bool:
+        """Fill in frames of `packages/`, in the files `paths` only if they are given. False where a file that changed
+        here still lacks some."""
         if not numbers:
-            return
+            return True
         assert self.manifest is not None
         manifest, digest = self.manifest, self.snapshot.packages
         placed = placed_by(tags.get_placement(self.store, manifest, digest))
-        patch = Patch(os.fsencode(self.root.packages), manifest, numbers)
+        base = os.fsencode(self.root.packages)
+        patch = Patch(base, manifest, numbers, paths)
         self.progress.stage(
             "restoring code for other GPUs", sum(manifest.frames[number].length for number in numbers)
         )
@@ -473,6 +483,7 @@ class _Restore:
                 self.local.index.restored(
                     PACKAGES + path, signature, (content_of(entry, manifest.frames), entry.mode)
                 )
+        return not any(has_holes(os.path.join(base, path)) for path in patch.skipped)
 
     # --- publishing ---
 
@@ -502,7 +513,7 @@ class _Restore:
                 if signature is None:
                     try:
                         signature = signature_of(os.lstat(os.path.join(base, entry.path)))
-                    except FileNotFoundError:  # removed by a command that runs already
+                    except (FileNotFoundError, NotADirectoryError):  # removed by a command that runs already
                         continue
                 if (signature.size, signature.mtime) == (entry.size, entry.mtime):
                     content = content_of(entry, tree.manifest.frames)

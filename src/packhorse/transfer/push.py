@@ -27,6 +27,7 @@ from packhorse.snapshot.writer import (
     Before,
     Placed,
     Written,
+    content_of,
     placed_by,
     placement_of,
     write,
@@ -120,6 +121,8 @@ class _Push:
             return []
         state = self.state
         known = self.local.cached(state.manifest, "packages") if state.manifest else None
+        if known is None and state.gpus:  # it tells what is a hole
+            known = self.local.manifest(self.store, state.manifest, "packages")
         newest = newest_packages(self.mine, state.fingerprint)
         if (
             not self.repair
@@ -179,10 +182,16 @@ class _Push:
         entries = {entry.path: entry for entry in known.entries if isinstance(entry, File)}
         lacking = holes.lacking(known, holes.cold(known, self.state.gpus))
         for item in found:
-            if item.path not in lacking or self.local.holds(item, entries[item.path], known.frames):
+            if item.path not in lacking:
                 continue
-            status = os.lstat(os.path.join(os.fsencode(self.root.packages), item.path))
-            if status.st_blocks * 512 < status.st_size:
+            entry = entries[item.path]
+            if self.local.holds(item, entry, known.frames):
+                # Also where it is too new to be trusted, having just been given another name: it must not be read.
+                self.local.index.restored(
+                    PACKAGES + item.path, item.signature, (content_of(entry, known.frames), item.mode)
+                )
+                continue
+            if holes.has_holes(os.path.join(os.fsencode(self.root.packages), item.path)):
                 raise PackhorseError(
                     f"packages/{readable(item.path)} was changed here while code for other GPUs was missing from it.",
                     "Bring it back with `packhorse pull`, change it again, and push then.",
@@ -194,8 +203,7 @@ class _Push:
         """The part for what was added to or changed in the shared `directories`."""
         base = os.fsencode(self.root.path)
         found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
-        missing = arriving.still(self.root)
-        found = [item for item in found if item.path not in missing]
+        found = arriving.without(self.root, found)
         self.synced = self.local.synced().source == self.source
         listed = shared_of(self.mine)
         manifests = {

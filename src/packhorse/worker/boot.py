@@ -73,6 +73,8 @@ class Boot:
         self.setup, self.progress, self.note, self.warn = setup, progress, note, warn
         self.config, self.early = setup.config, early
         self.profile: profiles.Profile | None = None
+        self.started = False
+        """Whether the child may run already."""
 
     def bring_up(self, snapshot: str = "") -> BootFacts:
         """Make the root ready for the child, from `snapshot` if that is given.
@@ -81,6 +83,8 @@ class Boot:
         """
         started = time.monotonic()
         facts = self._bring_up(snapshot)
+        if self.early is not None:
+            self.early.restorer.finish()
         facts.seconds = time.monotonic() - started
         if facts.warning:
             self.warn(facts.warning)
@@ -115,9 +119,15 @@ class Boot:
                 "`packhorse install` and `packhorse push` make a snapshot.",
             )
         try:
-            pulled = self._pull(target)
+            pulled = self._pull(target, snapshot)
         except (IntegrityError, StorageError) as error:
-            return self._instead(error, snapshot)
+            if not self.started:
+                return self._instead(error, snapshot)
+            state = self.setup.root.state()
+            if state.state != "sparse":
+                raise
+            warning = f"{error.what} Code for other GPUs is still missing; the next start goes on."
+            return BootFacts("pulled", state.snapshot, warning=warning)
         if self._lacks_packages(target, snapshot):
             return self._install()
         return BootFacts("pulled" if pulled.pulled else "unchanged", pulled.snapshot, pull=pulled)
@@ -163,7 +173,7 @@ class Boot:
             return False
         return state.fingerprint == self.setup.fingerprint
 
-    def _pull(self, target: Target) -> PullResult:
+    def _pull(self, target: Target, snapshot: str) -> PullResult:
         gpus, only = self._gpus()
         pulled = pull(
             self.setup.root,
@@ -174,10 +184,9 @@ class Boot:
             waiting=lambda holder: self.note(f"waiting for {holder}, which is changing this root"),
             gpus=gpus,
             only=only,
-            opening=self._opening(),
+            opening=None if self._lacks_packages(target, snapshot) else self._opening(),
         )
-        if self.early is not None:
-            self.early.restorer.finish()
+        if self.early is not None and self.started:
             self._refine(self.early)
         return pulled
 
@@ -191,6 +200,7 @@ class Boot:
             return None
 
         def start(pulled: PullResult) -> None:
+            self.started = True
             early.report(BootFacts("pulling", pulled.snapshot, pull=pulled))
             early.restorer.start()
 
@@ -255,7 +265,7 @@ class Boot:
                     time.sleep(POLL)
                 target = self._target("")
                 if target is not None and target.snapshot.packages:  # pushed by another while we waited
-                    pulled = self._pull(target)
+                    pulled = self._pull(target, "")
                     return BootFacts("pulled", pulled.snapshot, pull=pulled)
                 return self._build()
         except StorageError as error:

@@ -23,6 +23,8 @@ from packhorse.worker.link import Arrived, Child, Link, Start
 
 _RESERVE = 256
 """Descriptors that are left for everything else."""
+_OPENERS = (write_leases.WANTED, signal.SIGIO)
+"""SIGIO comes instead where no more signals may wait (fcntl(2), F_SETSIG)."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Restorer:
 
     def __init__(self, link: Link, warn: Callable[[str], None], patient: str = "") -> None:
         """`patient` is that of `Wanted`."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {write_leases.WANTED})
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OPENERS)
         self.wanted = Wanted(patient)
         self.opened: list[tuple[bytes, float]] = []
         """The files that somebody waited for, and how many seconds after the start."""
@@ -102,7 +104,7 @@ class Restorer:
 
     def _hear(self) -> None:
         while True:
-            signal.sigwait({write_leases.WANTED})
+            signal.sigwait(_OPENERS)
             with self._lock:
                 new = [
                     lease

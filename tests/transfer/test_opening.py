@@ -1,0 +1,513 @@
+"""Pulls beside which a command starts: what is there at the start, in which order the rest comes, and what becomes of
+files whose bytes never came."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.servers import S3Server
+from tests.transfer.conftest import NewWorker
+from tests.transfer.openings import Holder, killed, opened
+from tests.transfer.relay import Relay
+from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
+
+from packhorse.config import Storage
+from packhorse.errors import IntegrityError, PackhorseError
+from packhorse.snapshot.order import ranks
+
+MIB = 1 << 20
+NOISE = random.Random(41)
+SHARED = ("pip", "models", "deps")
+WHOLE_SECOND = LONG_AGO // 10**9 * 10**9
+
+SMALL = {"packages/module.py", "packages/package/data", "models/config.json", "deps/notes"}
+LARGE = {
+    "packages/a.so": 2 * MIB,
+    "packages/b.so": 3 * MIB + 5,
+    "packages/package/program": 2 * MIB,
+    "packages/static.a": MIB,
+    "models/first": 9 * MIB,
+    "models/second": MIB,
+    "deps/tool": 2 * MIB,
+}
+
+
+def _fill(worker: Worker) -> None:
+    """What makes it hard: read-only files, several names, equal files, and files of zeros."""
+    assert worker.root
+    for name in SMALL:
+        worker.write(name, NOISE.randbytes(10_000))
+    for name, size in LARGE.items():
+        worker.write(name, NOISE.randbytes(size))
+    same = NOISE.randbytes(2 * MIB)
+    for name in ("packages/equal1", "packages/equal2", "models/equal3"):
+        worker.write(name, same)
+    worker.write("packages/zeros", bytes(16 * MIB))
+    worker.write("packages/some zeros", NOISE.randbytes(8 * MIB) + bytes(8 * MIB) + NOISE.randbytes(10))
+    worker.write("models/zeros", bytes(3 * MIB))
+    worker.write("packages/empty", b"")
+    os.link(worker.path / "packages/a.so", worker.path / "packages/package/name of a.so")
+    os.link(worker.path / "models/first", worker.path / "models/name of first")
+    os.symlink("first", worker.path / "models/link")
+    os.chmod(worker.path / "packages/b.so", 0o444)
+    os.chmod(worker.path / "models/second", 0o444)
+    os.chmod(worker.path / "packages/package/program", 0o755)
+    settle(*(worker.path / name for name in ("packages", *SHARED)))
+
+
+@pytest.fixture
+def whole_seconds() -> bool:
+    """Whether the files have times that prove nothing; parameters replace it."""
+    return False
+
+
+@pytest.fixture
+def first(new_worker: NewWorker, whole_seconds: bool) -> Worker:
+    """A worker that has pushed."""
+    worker = new_worker("first")
+    _fill(worker)
+    for name in ("packages", *SHARED) if whole_seconds else ():
+        for file in (worker.path / name).rglob("*"):
+            os.utime(file, ns=(WHOLE_SECOND,) * 2, follow_symlinks=False)
+    worker.push()
+    return worker
+
+
+@pytest.fixture
+def here(first: Worker, new_worker: NewWorker) -> Worker:
+    """An empty one."""
+    worker = new_worker("second")
+    assert worker.root
+    return worker
+
+
+def _facts(file: Path) -> tuple[int, int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mode, status.st_mtime_ns
+
+
+def _complete(worker: Worker, as_in: Worker) -> None:
+    """The root is whole, and knows it."""
+    assert persistent(worker.path) == persistent(as_in.path)
+    assert worker.root.state().state == "complete"
+    assert not (worker.path / ".packhorse/arriving").exists()
+    assert worker.push().pushed == []
+    again = worker.pull()
+    assert (again.pulled, again.kept, again.transferred_bytes) == ([], [], 0)
+
+
+# --- what is there when ---
+
+
+def test_an_early_start_is_once_and_finds_small_files_and_the_places_of_large_ones(
+    first: Worker, here: Worker
+) -> None:
+    holder, starts = Holder("never"), []
+
+    def start() -> None:
+        starts.append(here.root.state().state)
+        for name in SMALL:
+            assert (here.path / name).read_bytes() == (first.path / name).read_bytes()
+        for name, size in LARGE.items():
+            assert _facts(here.path / name) == _facts(first.path / name)
+            assert (here.path / name).read_bytes() == bytes(size)
+        assert os.readlink(here.path / "models/link") == "first"
+        assert os.path.samefile(here.path / "models/first", here.path / "models/name of first")
+        assert (here.path / "packages/equal1").stat().st_nlink == 1
+        assert holder.order == []
+        holder.release()
+
+    opened(here, holder, start)
+    assert starts == ["partial"]
+    assert len(holder.order) == len(set(holder.order)) == len(holder.held)
+    assert {os.fsencode(name) for name in LARGE} <= holder.held.keys()
+    assert {path for path, held in holder.held.items() if held.program} == {b"packages/package/program"}
+    _complete(here, first)
+
+
+def test_a_ready_start_finds_everything(first: Worker, here: Worker) -> None:
+    starts = []
+
+    def start() -> None:
+        starts.append(here.root.state().state)
+        assert persistent(here.path) == persistent(first.path)
+
+    opened(here, None, start)
+    assert starts == ["partial"]
+    _complete(here, first)
+
+
+def test_with_everything_there_the_start_is_at_once(first: Worker, here: Worker) -> None:
+    here.pull()
+    for holder in (Holder("never"), None):
+        starts: list[int] = []
+        assert opened(here, holder, partial(starts.append, 1)).pulled == []
+        assert starts == [1]
+
+
+def test_an_upgrade_keeps_unchanged_files_and_holds_new_ones(first: Worker, here: Worker) -> None:
+    here.pull()
+    first.write("packages/new.so", NOISE.randbytes(2 * MIB), mtime=LONG_AGO)
+    first.write("models/new", NOISE.randbytes(2 * MIB), mtime=LONG_AGO)
+    first.write("models/second", NOISE.randbytes(2 * MIB), mtime=LONG_AGO)
+    (first.path / "packages/a.so").unlink()
+    first.push()
+    holder = Holder("never")
+
+    def start() -> None:
+        assert (here.path / "packages/b.so").read_bytes() == (first.path / "packages/b.so").read_bytes()
+        assert (here.path / "models/second").read_bytes() == (first.path / "models/second").read_bytes()
+        assert not (here.path / "packages/a.so").exists()
+        holder.release()
+
+    opened(here, holder, start)
+    assert holder.held.keys() == {b"packages/new.so", b"models/new"}
+    _complete(here, first)
+
+
+def test_where_not_all_can_be_held_back_the_largest_are(first: Worker, here: Worker) -> None:
+    holder = Holder("never", most=2)
+
+    def start() -> None:
+        for name in LARGE.keys() - {"models/first"}:
+            assert (here.path / name).read_bytes() == (first.path / name).read_bytes()
+        holder.release()
+
+    opened(here, holder, start)
+    assert holder.held.keys() <= {b"packages/some zeros", b"packages/zeros"}
+    _complete(here, first)
+
+
+# --- order ---
+
+
+def test_without_wishes_files_come_by_rank(first: Worker, here: Worker) -> None:
+    holder = Holder()
+    opened(here, holder, connections=1, threads=1)
+    order = list(ranks(path for path in holder.held if b"equal" not in path))
+    assert [path for path in holder.order if b"equal" not in path] == order
+    assert order[-1] == b"packages/static.a"
+
+
+def test_what_is_wanted_comes_next_and_nothing_else(first: Worker, here: Worker) -> None:
+    holder = Holder("never")
+    wishes = [b"models/first", b"packages/static.a", b"deps/tool", b"packages/b.so"]
+
+    def start() -> None:
+        for path in wishes:
+            holder.want(path)
+            name = os.fsdecode(path)
+            assert (here.path / name).read_bytes() == (first.path / name).read_bytes()
+            assert _facts(here.path / name) == _facts(first.path / name)
+        assert [path for path in holder.order if path in wishes] == wishes
+        holder.release()
+
+    opened(here, holder, start, connections=1, threads=1)
+    _complete(here, first)
+
+
+def test_equal_files_that_are_wanted_come_together(first: Worker, here: Worker) -> None:
+    holder = Holder("never")
+
+    def start() -> None:
+        holder.want(b"packages/equal2")
+        assert {b"packages/equal1", b"packages/equal2"} <= set(holder.order)
+        assert b"models/equal3" not in holder.order, "of another manifest, which has its own packs"
+        holder.want(b"models/equal3")
+        holder.release()
+
+    opened(here, holder, start)
+    _complete(here, first)
+
+
+@pytest.fixture
+def over_s3(seaweedfs: S3Server, tmp_path: Path) -> tuple[Storage, dict[str, str]]:
+    """A store behind a real server."""
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}", endpoint=seaweedfs.endpoint)
+    return storage, seaweedfs.environ()
+
+
+def test_an_order_against_that_of_the_packs_fetches_nothing_twice(
+    over_s3: tuple[Storage, dict[str, str]], tmp_path: Path
+) -> None:
+    pusher = Worker(tmp_path / "first", *over_s3)
+    assert pusher.root
+    for number in range(24):
+        pusher.write(f"packages/{number:02}", NOISE.randbytes(MIB + 100 * number))
+    settle(pusher.path / "packages")
+    stored = pusher.push().transferred_bytes
+    storage, environ = over_s3
+
+    def backwards(paths: Any) -> dict[bytes, int]:
+        return {path: rank for rank, path in enumerate(sorted(paths, reverse=True))}
+
+    from packhorse.transfer.pull import Opening
+
+    with Relay(storage.endpoint) as relay:
+        puller = Worker(tmp_path / "second", Storage(url=storage.url, endpoint=relay.endpoint), environ)
+        assert puller.root
+        puller.pull(opening=Opening(lambda result: None, backwards, Holder()))
+        assert relay.received < stored + MIB
+    assert persistent(puller.path) == persistent(pusher.path)
+
+
+# --- shared files ---
+
+
+def test_what_changed_here_is_never_replaced_by_a_file_without_bytes(first: Worker, here: Worker) -> None:
+    here.write("models/first", b"mine")
+    holder = Holder("never")
+
+    def start() -> None:
+        assert here.read("models/first") == "mine"
+        holder.release()
+
+    assert opened(here, holder, start).kept == ["models/first"]
+    assert here.read("models/first") == "mine"
+    assert b"models/first" not in holder.held
+    assert here.push().pushed == ["shared"]
+
+
+def test_a_file_that_appeared_meanwhile_is_kept(first: Worker, here: Worker) -> None:
+    holder = Holder()
+    hold = holder.hold
+
+    def appears(files: Any) -> None:
+        hold(files)
+        here.write("models/first", b"mine")
+
+    holder.hold = appears  # type: ignore[method-assign]
+    assert "models/first" in opened(here, holder).kept
+    assert here.read("models/first") == "mine"
+    assert here.root.state().state == "complete"
+
+
+# --- what the command does meanwhile ---
+
+
+def _disturb(root: Path, top: str) -> None:
+    """What a command may do to files by their names alone."""
+    names = [f"{top}/{number}" for number in range(6)]
+    (root / names[0]).unlink()
+    (root / names[1]).rename(root / f"{top}/renamed")
+    (root / "replacement").write_bytes(b"new")
+    (root / "replacement").replace(root / names[2])
+    (root / names[3]).chmod(0o600)
+    os.utime(root / names[4], ns=(WHOLE_SECOND + 10**9,) * 2)
+    os.link(root / names[5], root / f"{top}/linked")
+
+
+@pytest.fixture
+def disturbed(new_worker: NewWorker) -> tuple[Worker, Worker]:
+    """A worker that pushed files to be disturbed, and an empty one."""
+    pusher, puller = new_worker("first"), new_worker("second")
+    assert pusher.root
+    assert puller.root
+    for top in ("packages", "models"):
+        for number in range(6):
+            pusher.write(f"{top}/{number}", NOISE.randbytes(MIB + number))
+    for top in ("packages", "models"):
+        settle(pusher.path / top)
+        for file in (pusher.path / top).iterdir():
+            os.utime(file, ns=(WHOLE_SECOND,) * 2)
+    pusher.push()
+    return pusher, puller
+
+
+def test_files_disturbed_while_they_are_on_their_way_get_their_bytes_under_the_names_they_have(
+    disturbed: tuple[Worker, Worker],
+) -> None:
+    pusher, puller = disturbed
+    holder = Holder("never")
+
+    def start() -> None:
+        for top in ("packages", "models"):
+            _disturb(puller.path, top)
+        holder.release()
+
+    opened(puller, holder, start)
+    assert puller.root.state().state == "complete"
+    for top in ("packages", "models"):
+        assert puller.names(top) == [
+            "1" if False else name for name in ["2", "3", "4", "5", "linked", "renamed"]
+        ]
+        assert (puller.path / top / "2").read_bytes() == b"new"
+        for name, number in (("renamed", 1), ("3", 3), ("4", 4), ("5", 5), ("linked", 5)):
+            assert (puller.path / top / name).read_bytes() == (pusher.path / top / str(number)).read_bytes()
+        assert (puller.path / top / "3").stat().st_mode & 0o777 == 0o600
+    puller.push()
+    third = Worker(puller.path.with_name("third"), puller.storage)
+    assert third.root
+    third.pull()
+    assert persistent(third.path)["packages"] == persistent(puller.path)["packages"]
+    assert (third.path / "models/renamed").read_bytes() == (pusher.path / "models/1").read_bytes()
+
+
+def test_what_never_arrived_is_not_saved_under_any_name(disturbed: tuple[Worker, Worker]) -> None:
+    pusher, puller = disturbed
+    holder = Holder("never")
+    packs = Path(puller.storage.url.removeprefix("file://")) / "packs"
+
+    def start() -> None:
+        _disturb(puller.path, "models")
+        packs.rename(packs.with_name("away"))
+        holder.release()
+
+    with pytest.raises(IntegrityError):
+        opened(puller, holder, start)
+    packs.with_name("away").rename(packs)
+    assert puller.root.state().state == "partial"
+    puller.write("models/mine", b"mine")
+    saved = puller.push(directories=SHARED)
+    assert saved.files == 2, "what replaced a file, and the new one"
+    third = Worker(puller.path.with_name("third"), puller.storage)
+    assert third.root
+    third.pull()
+    assert third.names() == ["0", "1", "2", "3", "4", "5", "mine"]
+    for number in (0, 1, 3, 4, 5):
+        assert (third.path / f"models/{number}").read_bytes() == (
+            pusher.path / f"models/{number}"
+        ).read_bytes()
+    puller.pull()
+    assert puller.names() == third.names()
+    assert persistent(puller.path) == persistent(third.path)
+
+
+# --- the end of it all ---
+
+
+MOMENTS = ["held", "started", "arrived"]
+
+
+@pytest.mark.parametrize("whole_seconds", [False, True], ids=["nanoseconds", "whole seconds"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_pull_killed_at_any_moment_is_finished_by_the_next(
+    first: Worker, here: Worker, moment: str
+) -> None:
+    assert killed(here, moment) == -signal.SIGKILL
+    assert here.root.state().state == "partial"
+    with pytest.raises(PackhorseError, match="not finished"):
+        here.push()
+    assert here.push(directories=SHARED).pushed == [], "nothing of it counts as changed here"
+    assert killed(here, moment) == -signal.SIGKILL
+    assert here.pull().kept == []
+    _complete(here, first)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_pull_is_finished_by_an_early_one(first: Worker, here: Worker, moment: str) -> None:
+    killed(here, moment)
+    holder = Holder("never")
+    opened(here, holder, holder.release)
+    _complete(here, first)
+
+
+def test_what_was_staged_before_the_start_is_not_brought_again(first: Worker, here: Worker) -> None:
+    killed(here, "held")
+    before = here.pull().transferred_bytes
+    other = Worker(here.path.with_name("third"), here.storage)
+    assert other.root
+    assert before <= other.pull().transferred_bytes
+    _complete(here, first)
+
+
+@pytest.mark.parametrize("whole_seconds", [True])
+def test_after_another_boot_files_that_had_arrived_are_brought_again(first: Worker, here: Worker) -> None:
+    """A crash of the machine may have taken bytes that were never flushed."""
+    killed(here, "arrived")
+    record = here.path / ".packhorse/arriving"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().encode()
+    content = record.read_bytes()
+    assert boot in content
+    record.write_bytes(content.replace(boot, boot[::-1]))
+    for name in ("models/first", "models/second"):
+        file = here.path / name
+        size = file.stat().st_size
+        os.truncate(file, 0)
+        os.truncate(file, size)
+        os.utime(file, ns=(WHOLE_SECOND,) * 2)
+    assert here.push(directories=SHARED).pushed == []
+    assert here.pull().kept == []
+    _complete(here, first)
+
+
+def _lost(worker: Worker) -> Callable[[], None]:
+    packs = Path(worker.storage.url.removeprefix("file://")) / "packs"
+
+    def lose() -> None:
+        packs.rename(packs.with_name("away"))
+
+    return lose
+
+
+def _found(worker: Worker) -> None:
+    packs = Path(worker.storage.url.removeprefix("file://")) / "packs"
+    packs.with_name("away").rename(packs)
+
+
+def test_a_store_that_fails_before_the_start_leaves_what_was_there(first: Worker, here: Worker) -> None:
+    here.pull()
+    before, state = persistent(here.path), here.root.state()
+    first.write("packages/new.so", NOISE.randbytes(2 * MIB))
+    first.write("models/new", NOISE.randbytes(2 * MIB))
+    first.write("packages/module.py", b"new")
+    first.push()
+    _lost(here)()
+    starts: list[int] = []
+    with pytest.raises(IntegrityError) as failed:
+        opened(here, Holder(), lambda: starts.append(1))
+    assert failed.value.exit_code == 4
+    assert starts == []
+    assert here.root.state() == state
+    assert persistent(here.path) == before
+    _found(here)
+    here.pull()
+    _complete(here, first)
+
+
+@pytest.mark.parametrize("what", ["packages", "models"])
+def test_a_store_that_fails_after_the_start_leaves_a_partial_root(new_worker: NewWorker, what: str) -> None:
+    pusher, puller = new_worker("first"), new_worker("second")
+    assert pusher.root
+    assert puller.root
+    pusher.write("packages/module.py", "old")
+    pusher.write(f"{what}/small", "small")
+    settle(pusher.path / "packages")
+    pusher.push()
+    puller.pull()
+    pusher.write(f"{what}/large", NOISE.randbytes(2 * MIB), mtime=WHOLE_SECOND)
+    pusher.push()
+    holder = Holder("never")
+
+    def start() -> None:
+        _lost(puller)()
+        holder.release()
+
+    with pytest.raises(IntegrityError) as failed:
+        opened(puller, holder, start)
+    assert failed.value.exit_code == 4
+    assert puller.root.state().state == "partial"
+    _found(puller)
+    assert puller.push(directories=SHARED).pushed == []
+    puller.pull()
+    _complete(puller, pusher)
+
+
+def test_an_error_of_the_start_stops_what_is_on_its_way(first: Worker, here: Worker) -> None:
+    def start() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        opened(here, Holder("never"), start)
+    assert here.root.state().state == "partial"
+    shutil.rmtree(here.path / "packages")
+    here.pull()
+    _complete(here, first)
