@@ -19,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import disks
 import measure
-import peers
 
 BIN = Path(sys.executable).parent
 
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=20, help="GB that one installation may take")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
-    peers.enter_namespace()
+    disks.enter()
     wheels, requirements = arguments.wheels.resolve(), arguments.requirements.resolve()
     disks.read_all(wheels.glob("*.whl"))
     rows = []
