@@ -323,6 +323,23 @@ def test_in_a_partial_root_other_commands_say_so_and_a_pull_finishes_it(
     assert packhorse("exec", "--", "true").returncode == 0
 
 
+def test_an_installation_in_a_partial_root_leaves_no_file_without_its_bytes(
+    packhorse: Packhorse, here: Worker, first: Worker, tmp_path: Path
+) -> None:
+    assert packhorse("run", "--", "true").returncode == 0
+    assert not any((here.path / "models/first").read_bytes())
+    directory = tmp_path / "index"
+    directory.mkdir()
+    (tmp_path / "packhorse.toml").write_text(CONFIG)
+    with serve(directory) as index:
+        index.add("tiny", "1.0", {"tiny.py": ""})
+        env = {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url}
+        done = packhorse("install", "--reinstall", env=env)
+    assert done.returncode == 0, done.stderr
+    assert here.names() == []
+    assert packhorse("exec", "--", "python3", "-c", "import tiny").returncode == 0
+
+
 def test_what_the_command_saved_while_files_were_on_their_way_is_backed_up_alone(
     start: Start, here: Worker, first: Worker, tmp_path: Path
 ) -> None:
