@@ -303,6 +303,23 @@ def test_a_second_worker_waits_for_the_restore(start: Start, here: Worker, first
     assert two.wait() == 0, two.errors()
 
 
+def test_status_waits_for_no_file_that_is_on_its_way(
+    start: Start, packhorse: Packhorse, here: Worker, first: Worker
+) -> None:
+    run = start("run", *python('taking(15); say("up"); take(15)'))
+    assert run.line() == "up"
+    told = packhorse("status", "--json")
+    assert told.returncode == 0, told.stderr
+    facts = json.loads(told.stdout)
+    assert facts["state"] == "partial"
+    tag = facts["store"]["tag"]
+    assert (tag["equal"], tag["unsaved"], tag["missing"]) == (False, 0, 3)
+    run.send(signal.SIGTERM)
+    assert run.wait() == 0
+    for name in LARGE:
+        assert not any((here.path / name).read_bytes()), "nothing was asked for"
+
+
 def test_in_a_partial_root_other_commands_say_so_and_a_pull_finishes_it(
     packhorse: Packhorse, here: Worker, first: Worker, tmp_path: Path
 ) -> None:
