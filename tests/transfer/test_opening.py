@@ -184,6 +184,23 @@ def test_where_not_all_can_be_held_back_the_largest_are(first: Worker, here: Wor
     _complete(here, first)
 
 
+def test_files_are_held_from_each_kind_of_store(any_worker: NewWorker) -> None:
+    """Also from one that sends whole packs whatever is asked for."""
+    pusher, puller = any_worker("first"), any_worker("second")
+    assert pusher.root
+    assert puller.root
+    for name in ("packages/small", "packages/a.so", "models/first"):
+        pusher.write(name, NOISE.randbytes(LARGE.get(name, 100)))
+    settle(pusher.path / "packages", pusher.path / "models")
+    pusher.push()
+    starts: list[bytes] = []
+    holder = Holder()
+    opened(puller, holder, lambda: starts.append((puller.path / "packages/small").read_bytes()))
+    assert starts == [(pusher.path / "packages/small").read_bytes()]
+    assert holder.held.keys() == {b"packages/a.so", b"models/first"}
+    _complete(puller, pusher)
+
+
 # --- order ---
 
 
