@@ -17,6 +17,7 @@ from packhorse.snapshot.holes import lacking as lacking_files
 from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Symlink
 from packhorse.snapshot.scan import readable, scan
 from packhorse.snapshot.writer import content_on_disk
+from packhorse.transfer import arriving
 from packhorse.transfer.local import PACKAGES, Local, source_of
 from packhorse.transfer.merge import changed_paths, plan
 from packhorse.transfer.pull import find
@@ -43,18 +44,23 @@ def compare(setup: Setup) -> Comparison:
     target = find(setup.store, setup.config.storage.tag, lambda: setup.interpreter, setup.fingerprint)
     local = Local(setup.root)
     state = setup.root.state()
-    packages_equal = state.manifest == target.snapshot.packages
+    partial = state.state == "partial"
+    packages_equal = state.manifest == target.snapshot.packages and not partial
     if packages_equal and state.manifest:
         packages_equal = local.equals(
             local.packages(), local.manifest(setup.store, state.manifest, "packages")
         )
     found = scan(local.base, [name.encode() for name in SHARED], exclude=setup.config.run.exclude)
+    found = arriving.without(setup.root, found)
     winners = union(
         (stamp, digest, local.manifest(setup.store, digest, "shared"))
         for stamp, digest in target.snapshot.shared
     )
     unsaved = len(changed_paths(found, winners, local, synced=_synced(setup, local)))
-    missing = len(plan(local, winners).wanted)
+    # A file that is still on its way is not read: whoever opens it waits for it.
+    missing = (
+        len(winners.keys() - {item.path for item in found}) if partial else len(plan(local, winners).wanted)
+    )
     return Comparison(
         snapshot=target.snapshot.id,
         time=target.time,
