@@ -2,13 +2,14 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+TORTURE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu-code lint format bench bench-small bench-e2e bench-install bench-startup bench-gpu-code bench-accelerator clean
+.PHONY: help demo test test-gpu-code lint format bench bench-small bench-starts torture bench-e2e bench-install bench-startup bench-gpu-code bench-accelerator clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -21,6 +22,9 @@ test: $(VENV)/.test  ## Run all tests; PYTEST_ARGS="-k pull" runs some
 
 test-gpu-code: $(VENV)/.gpu-code  ## Hold the choice of GPU code against NVIDIA's own linker (94 MB more to download)
 	@$(BIN)/pytest -m gpu_code $(PYTEST_ARGS)
+
+torture: $(VENV)/.test  ## Run many programs while their files arrive late: 8 GB of packages, 40 GB of disk, an hour
+	@$(BIN)/python -m tests.torture $(TORTURE_ARGS)
 
 lint: $(VENV)/.lint  ## Check style and types
 	@$(BIN)/ruff check
@@ -36,6 +40,10 @@ bench: $(VENV)/.bench  ## Measure packhorse against its peers on a CUDA environm
 
 bench-small: $(VENV)/.bench  ## The same once on a small environment: for the harness, not for figures
 	@$(BIN)/python bench/peers.py --small --rounds 1 --warm-up 0 $(BENCH_ARGS)
+	@$(BIN)/python bench/starts.py --small --rounds 1
+
+bench-starts: $(VENV)/.bench  ## Measure how soon a worker is of use after it lost everything: BENCH_ARGS="--network 1g"
+	@$(BIN)/python bench/starts.py $(BENCH_ARGS)
 
 bench-e2e: $(VENV)/.test  ## Measure install, push, wipe, pull and run of a CUDA environment
 	@$(BIN)/python bench/e2e.py $(BENCH_ARGS)

@@ -52,6 +52,13 @@ SMALL = Environment(
     worker=["pygments", "setuptools"],
     workers=4,
 )
+STARTS = Environment(
+    "small, with a web server",
+    ["fastapi", "uvicorn", "pygments"],
+    second=["pygments"],
+    worker=["pygments"],
+    workers=4,
+)
 
 
 class Prepared:

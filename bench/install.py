@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=20, help="GB that one installation may take")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
-    peers.enter_namespace()
+    disks.enter()
     wheels, requirements = arguments.wheels.resolve(), arguments.requirements.resolve()
     disks.read_all(wheels.glob("*.whl"))
     rows = []

@@ -24,7 +24,7 @@ from typing import TypeVar
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests import servers, small_os_disk
+from tests import servers
 from tests.servers import S3Server
 
 import contenders
@@ -39,7 +39,6 @@ from networks import Network
 from results import Results, machine
 
 GROUPS = ("restore", "save", "floors", "workers")
-INSIDE = "PACKHORSE_BENCH_INSIDE"
 FLOOR = "floor: "
 
 
@@ -423,7 +422,7 @@ def main() -> None:
         sys.exit(
             f"A shaped line needs {', '.join(lacks)} (Debian: apt-get install iproute2 util-linux; as root)."
         )
-    enter_namespace()
+    disks.enter()
     environment = environments.SMALL if arguments.small else environments.REAL
     with contextlib.ExitStack() as stack:
         if arguments.directory:
@@ -549,13 +548,6 @@ def _arguments() -> argparse.Namespace:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
-
-
-def enter_namespace() -> None:
-    """Go on in a mount namespace of its own: whatever ends this program then ends its mounts as well."""
-    if os.geteuid() == 0 and INSIDE not in os.environ and not small_os_disk.refusal():
-        os.environ[INSIDE] = "1"
-        os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Results:
             for name, costs in contenders.items():
                 cells = _cells(costs, contenders[reference] if name != reference and reference else {})
                 if line:
-                    cells.append(_spread(_shares(costs, contenders.get(line, {})), ".0f"))
+                    cells.append(spread(_shares(costs, contenders.get(line, {})), ".0f"))
                 if failures := self.failures.get(task, {}).get(name):
                     cells[0] += f" ({len(failures)} of {len(failures) + len(costs)} failed)"
                 if costs or failures:
@@ -119,8 +119,8 @@ def _cells(rounds: Rounds, reference: Rounds) -> list[str]:
     costs = list(rounds.values())
     seconds = [cost.seconds for cost in costs]
     return [
-        _spread(seconds, ".1f" if min(seconds, default=0) >= 10 else ".2f"),
-        _spread([cost.seconds / reference[number].seconds for number, cost in rounds.items() if number in reference], ".2f"),
+        spread(seconds, ".1f" if min(seconds, default=0) >= 10 else ".2f"),
+        spread([cost.seconds / reference[number].seconds for number, cost in rounds.items() if number in reference], ".2f"),
         _middle([cost.cpu for cost in costs], ".1f"),
         _middle([cost.server_cpu for cost in costs], ".1f"),
         _middle([_scaled(cost.peak_memory) for cost in costs], ",.0f"),
@@ -143,7 +143,8 @@ def _scaled(size: int | None) -> float | None:
     return None if size is None else size / 1e6
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and behind it in brackets the smallest and the largest where there is more than one."""
     if not values:
         return ""
     middle = format(statistics.median(values), form)

@@ -1,0 +1,110 @@
+"""All programs of the table in a large real environment: `make torture`. Prints who gave what, as Markdown.
+
+Each program is run with everything there, and then in each mode, each time restored into a new file system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests import servers
+from tests.torture import harness
+from tests.torture.harness import COMPLETE, HERE, MODES, Environment
+from tests.torture.programs import PROGRAMS
+
+sys.path.insert(0, str(HERE.parent.parent / "bench"))
+import disks
+
+
+def main() -> None:
+    """Run the programs; exits with 1 where one gave something else than it should."""
+    arguments = _arguments()
+    disks.enter()
+    modes = [mode for mode in MODES if mode.name in arguments.modes]
+    rows: dict[str, dict[str, str]] = {}
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=arguments.directory) as name:
+        work = Path(name)
+        origin = work / "origin"
+        if arguments.packages:
+            harness.link(arguments.packages, origin / "packages")
+        else:
+            harness.install([f"--requirement={HERE / 'requirements.txt'}"], origin / "packages")
+        space, size = disks.Disks(arguments.disk, work), disks.bytes_of(origin)
+        with servers.seaweedfs(directory=work) as server, space.fresh(2 * size + (1 << 30)) as complete:
+            environment = Environment(server, work)
+            environment.save(origin)
+            shutil.rmtree(origin)
+            for program in PROGRAMS:
+                if arguments.only and not any(word in program.name for word in arguments.only):
+                    continue
+                expected = environment.run(program, COMPLETE, complete / "root")
+                row = rows.setdefault(program.name, {"complete": "ok" if expected.code == 0 else "FAILED"})
+                if expected.code or not expected.output.strip():
+                    failed += 1
+                    print(
+                        f"{program.name}, complete: {expected.code}\n{expected.errors[-3000:]}",
+                        file=sys.stderr,
+                    )
+                    continue
+                for mode in modes:
+                    if program.whole and mode.gpu != "all":
+                        row[mode.name] = "not asked of it"
+                        continue
+                    with space.fresh(2 * size + (1 << 30)) as disk:
+                        began = time.monotonic()
+                        outcome = environment.run(program, mode, disk / "root")
+                        seconds = time.monotonic() - began
+                    same = outcome.same(expected)
+                    row[mode.name] = f"{'ok' if same else 'FAILED'}, {outcome.arrived / 1e6:,.0f}"
+                    print(
+                        f"{program.name}: {mode.name}: {row[mode.name]} MB, {seconds:.1f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    if not same:
+                        failed += 1
+                        print(outcome.difference(expected), file=sys.stderr, flush=True)
+    print(harness.table(rows, ["complete", *(mode.name for mode in modes)]))
+    print(
+        f"\n- {len(rows)} programs, {failed} failures. Behind the outcome: MB of large files on disk when the program ended; "
+        "in the modes `asked` that is what it asked for."
+    )
+    sys.exit(1 if failed else 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make torture TORTURE_ARGS=...", description=(__doc__ or "").split("\n\n")[0]
+    )
+    add = parser.add_argument
+    add("--packages", type=Path, help="an environment that was installed before from requirements.txt")
+    add("--directory", type=Path, help="where to work; needs 40 GB")
+    add(
+        "--only",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="programs with one of these words in their names",
+    )
+    add(
+        "--modes",
+        type=lambda text: tuple(text.split("+")),
+        default=tuple(mode.name for mode in MODES),
+        help="modes, divided by +; all by default: " + ", ".join(mode.name for mode in MODES),
+    )
+    add(
+        "--disk",
+        choices=disks.KINDS,
+        default=disks.best_kind(),
+        help="what each root lies on: %(default)s here",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
