@@ -24,7 +24,7 @@ test-gpu-code: $(VENV)/.gpu-code  ## Hold the choice of GPU code against NVIDIA'
 	@$(BIN)/pytest -m gpu_code $(PYTEST_ARGS)
 
 torture: $(VENV)/.test  ## Run many programs while their files arrive late: 8 GB of packages, 40 GB of disk, an hour
-	@$(BIN)/python -m tests.torture $(TORTURE_ARGS)
+	@$(BIN)/python tests/torture/full.py $(TORTURE_ARGS)
 
 lint: $(VENV)/.lint  ## Check style and types
 	@$(BIN)/ruff check

@@ -24,15 +24,15 @@ def tell(milestone: str) -> None:
 def model(small: bool) -> None:
     """Import and compute what a worker is there for."""
     if small:
-        import pygments.lexers.python as heavy  # noqa: PLC0415
+        import pygments.lexers.python as heavy
 
         tell("imported")
         assert heavy.PythonLexer().name == "Python"
     else:
-        import torch  # noqa: PLC0415
+        import torch
 
         tell("imported")
-        from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
+        from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
             vocab_size=256,
@@ -60,11 +60,11 @@ def model(small: bool) -> None:
 
 def serve(port: int, small: bool) -> None:
     """Serve until somebody ends this."""
-    import contextlib  # noqa: PLC0415
-    from collections.abc import AsyncIterator  # noqa: PLC0415
+    import contextlib
+    from collections.abc import AsyncIterator
 
-    import fastapi  # noqa: PLC0415
-    import uvicorn  # noqa: PLC0415
+    import fastapi
+    import uvicorn
 
     @contextlib.asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
@@ -106,7 +106,7 @@ def main() -> None:
         return
     tell("first")
     if what == "runpod":
-        import runpod  # noqa: PLC0415
+        import runpod
 
         sys.argv = [sys.argv[0], "--rp_serve_api", f"--rp_api_port={port}"]
         runpod.serverless.start({"handler": lambda job: job["input"]})

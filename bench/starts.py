@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests import servers
@@ -97,8 +98,11 @@ def starters(requirements: Path) -> list[Starter]:
             "",
             lambda target, _, wheels, words: _then(
                 shlex.join(
-                    [*pip, "--no-index", f"--find-links={wheels}", f"--trusted-host={networks.SERVER}"]
-                    + ["--target=.", f"--requirement={requirements}"]
+                    [
+                        *(*pip, "--no-index", f"--find-links={wheels}"),
+                        f"--trusted-host={networks.SERVER}",
+                        *("--target=.", f"--requirement={requirements}"),
+                    ]
                 ),
                 target,
                 words,
@@ -361,7 +365,7 @@ def _is_complete(root: Path) -> bool:
 
 @contextlib.contextmanager
 def _process(
-    words: Sequence[str], environ: dict[str, str], directory: Path, output: object, errors: object
+    words: Sequence[str], environ: dict[str, str], directory: Path, output: IO[bytes], errors: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is asked to end at last, and then killed with what it started."""
     process = subprocess.Popen(
@@ -369,8 +373,8 @@ def _process(
         env=environ,
         cwd=directory,
         stdin=subprocess.DEVNULL,
-        stdout=output,  # type: ignore[arg-type]
-        stderr=errors,  # type: ignore[arg-type]
+        stdout=output,
+        stderr=errors,
         start_new_session=True,
     )
     try:

@@ -6,6 +6,7 @@ The larger ones of the same table are run by `make torture`.
 from __future__ import annotations
 
 import shutil
+
 import pytest
 from tests.servers import S3Server
 from tests.torture.harness import COMPLETE, QUICK_MODES, Environment, install

@@ -12,12 +12,13 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
 from tests import servers
 from tests.torture import harness
 from tests.torture.harness import COMPLETE, HERE, MODES, Environment
 from tests.torture.programs import PROGRAMS
 
-sys.path.insert(0, str(HERE.parent.parent / "bench"))
 import disks
 
 
