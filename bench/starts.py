@@ -138,6 +138,8 @@ class Bench:
         self.server = server
         self.network = network
         self.small = small
+        self.port = _free_port()
+        """The same in all starts: a profile belongs to the words of a command."""
         self.files, self.bytes = environments.size_of(prepared.tree)
         self.size = disks.bytes_of(prepared.tree)
         self.places: dict[str, Place] = {}
@@ -161,6 +163,13 @@ class Bench:
                     directory=root / "packages",
                 )
                 print(f"{saver.name}: {cost.seconds:.1f} s, not measured", file=sys.stderr)
+
+    def profile(self, chosen: Sequence[Starter], wheels: int, programs: Sequence[str]) -> None:
+        """Start early once with each program, unmeasured: that leaves the profile that all workers but the first have."""
+        if early := next((starter for starter in chosen if starter.name.startswith("packhorse early")), None):
+            for program in programs:
+                self.start(early, program, 0, wheels)
+            self.seconds.clear()
 
     def round(self, chosen: Sequence[Starter], number: int, wheels: int, programs: Sequence[str]) -> None:
         """Each contender once with each program, and once a plain pull."""
@@ -220,10 +229,9 @@ class Bench:
             target, scratch = disk / "target", disk / "scratch"
             target.mkdir()
             scratch.mkdir()
-            port = _free_port()
-            words = [sys.executable, PROGRAM, program, str(port), *(["small"] if self.small else [])]
+            words = [sys.executable, PROGRAM, program, str(self.port), *(["small"] if self.small else [])]
             address = f"http://{networks.SERVER if line else '127.0.0.1'}:{wheels}/"
-            watcher = ["watch", str(port), *(["/"] if program == "runpod" else [])]
+            watcher = ["watch", str(self.port), *(["/"] if program == "runpod" else [])]
             command = starter.command(target, place.bucket, address, words)
             environ = self._environ(line, place, scratch) | starter.variables
             log, told = disk / "log", disk / "told"
@@ -449,6 +457,7 @@ def main() -> None:
         programs = ["serve"] if arguments.small else arguments.programs
         try:
             bench.fill(chosen)
+            bench.profile(chosen, wheels, programs)
             for number in range(arguments.rounds):
                 bench.round(chosen, number, wheels, programs)
         except BrokenError as error:

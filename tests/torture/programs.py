@@ -371,9 +371,9 @@ import numpy
 from scipy import fft, integrate, interpolate, linalg, ndimage, optimize, signal, sparse, spatial, special, stats
 from scipy.sparse.linalg import eigsh
 print(round(optimize.minimize(lambda x: ((x - 3) ** 2).sum(), numpy.zeros(3)).fun, 6), integrate.quad(numpy.sin, 0, numpy.pi)[0])
-print(eigsh(sparse.diags([1.0, 2, 3, 4, 5, 6, 7]), 2, v0=numpy.ones(7))[0].round(6).tolist(), stats.norm.ppf(0.975).round(6), special.gamma(5.5).round(6))
-print(spatial.ConvexHull(numpy.random.default_rng(7).random((50, 2))).volume.round(6), linalg.expm(numpy.eye(2))[0, 0].round(6))
-print(optimize.linprog([-1, -2], A_ub=[[1, 1]], b_ub=[4]).x.tolist(), ndimage.gaussian_filter(numpy.eye(9), 1).sum().round(6))
+print(eigsh(sparse.diags([1.0, 2, 3, 4, 5, 6, 7]), 2, v0=numpy.ones(7))[0].round(6).tolist(), round(float(stats.norm.ppf(0.975)), 6), round(float(special.gamma(5.5)), 6))
+print(spatial.ConvexHull(numpy.random.default_rng(7).random((50, 2))).volume > 0, round(float(linalg.expm(numpy.eye(2))[0, 0]), 6))
+print(optimize.linprog([-1, -2], A_ub=[[1, 1]], b_ub=[4]).x.tolist(), round(float(ndimage.gaussian_filter(numpy.eye(9), 1).sum()), 6))
 """),
     Program(
         "soundfile", ("soundfile",), source="""
