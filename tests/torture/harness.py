@@ -19,7 +19,7 @@ from tests.servers import S3Server
 from tests.torture.programs import Program
 
 HERE = Path(__file__).parent
-LIMIT = 400.0
+LIMIT = 150.0
 """Seconds that a program may take, with the restore before it."""
 INTERPRETER = str(Path(sys.executable).parent)
 _BLOB = 9 << 20
