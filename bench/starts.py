@@ -320,7 +320,7 @@ class Bench:
             "- Published elsewhere, not measured here: zerostart (gpu-cli/zerostart), on RunPod, first CUDA inference "
             "33 s against 55 s with uv, a health check answered at 1.8 s."
         )
-        return "\n".join([*lines, "", *self.targets()])
+        return "\n".join(lines if self.small else [*lines, "", *self.targets()])
 
     def targets(self) -> list[str]:
         """What a start is meant to reach at 1 Gbit/s, beside what it reached."""
