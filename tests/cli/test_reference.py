@@ -21,8 +21,8 @@ from packhorse.install.environment import InstallResult
 from packhorse.install.locking import LockResult
 from packhorse.transfer.compare import Verification
 from packhorse.transfer.diff import Difference
+from packhorse.transfer.opening import PullResult
 from packhorse.transfer.prune import PruneResult
-from packhorse.transfer.pull import PullResult
 from packhorse.transfer.push import PushResult
 from packhorse.worker.bench import BenchResult
 

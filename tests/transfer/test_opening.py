@@ -19,7 +19,7 @@ from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
 
 from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot.order import ranks
-from packhorse.transfer.pull import Opening
+from packhorse.transfer.opening import Opening
 
 MIB = 1 << 20
 NOISE = random.Random(41)

@@ -17,7 +17,8 @@ from packhorse.install.interpreter import Interpreter, worker_interpreter
 from packhorse.progress import Progress, Silent
 from packhorse.root import PERSISTENT, Root
 from packhorse.store.objects import Store
-from packhorse.transfer.pull import PullResult, find, pull
+from packhorse.transfer.opening import PullResult
+from packhorse.transfer.pull import find, pull
 from packhorse.transfer.push import PushResult, push
 
 LONG_AGO = 1_700_000_000_123_456_789

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -35,6 +34,7 @@ from packhorse.transfer import arriving
 from packhorse.transfer.fetch import Job, Wanted, fetch
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import Plan, Standing, plan
+from packhorse.transfer.opening import Gate, Held, Opening, PullResult
 from packhorse.transfer.publication import Publication, target_here
 from packhorse.transfer.union import Winner, union
 from packhorse.watch.memory import peak
@@ -50,22 +50,6 @@ class Target(NamedTuple):
     tag: str
     time: float
     """When its newest entry was written (seconds since the epoch); 0 for a snapshot named by its id."""
-
-
-class PullResult(msgspec.Struct):
-    """What a pull did. `files` and `bytes` count what the snapshot holds, sizes are bytes."""
-
-    snapshot: str
-    tag: str
-    files: int = 0
-    bytes: int = 0
-    transferred_bytes: int = 0
-    seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    pulled: list[str] = []
-    """`packages` and `shared`, as far as they had to be brought."""
-    kept: list[str] = []
-    """Paths that changed here and were left alone."""
 
 
 def find(
@@ -95,46 +79,6 @@ def find(
         )
     shared = [entry for entry in entries if entry.part == "shared"]
     return Target(tags.snapshot_of(own[0] if own else None, shared), tag, entries[0].time)
-
-
-class Gate(Protocol):
-    """What holds large files back from those who open them, until they have arrived."""
-
-    wanted: Wanted
-
-    def hold(self, files: Sequence[Held]) -> None:
-        """Hold these back from now on. Raises OSError where that cannot be."""
-
-    def arrived(self, path: bytes, descriptor: int) -> None:
-        """Let go of a file, and close its descriptor."""
-
-    @property
-    def most(self) -> int:
-        """How many files can be held back at a time."""
-
-
-class Held(NamedTuple):
-    """A large file that is there, but for its bytes."""
-
-    path: bytes
-    """Relative to the root."""
-    descriptor: int
-    program: bool
-    """Whether somebody may execute it."""
-    want: Callable[[], None]
-    """Has the file brought before everything that nobody waits for."""
-
-
-@dataclass(frozen=True)
-class Opening:
-    """How a command starts before everything is there."""
-
-    start: Callable[[PullResult], None]
-    """Called once, when the command may start."""
-    ranks: Callable[[Iterable[bytes]], Mapping[bytes, int]]
-    """The order of large files, by their paths relative to the root."""
-    gate: Gate | None = None
-    """Without one all but the code for other GPUs is there at the start."""
 
 
 def pull(

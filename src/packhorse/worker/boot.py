@@ -22,7 +22,8 @@ from packhorse.root import boot_id
 from packhorse.snapshot.gpu import Choice, choice
 from packhorse.snapshot.order import ranks, refined
 from packhorse.store import profiles
-from packhorse.transfer.pull import Opening, PullResult, Target, find, pull
+from packhorse.transfer.opening import Opening, PullResult
+from packhorse.transfer.pull import Target, find, pull
 from packhorse.transfer.push import PushResult, push
 from packhorse.transfer.setup import Setup
 from packhorse.worker.restorer import Restorer

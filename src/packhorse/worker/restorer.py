@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from packhorse.errors import EXIT_SUPERVISOR, PackhorseError
 from packhorse.transfer.fetch import Wanted
-from packhorse.transfer.pull import Held
+from packhorse.transfer.opening import Held
 from packhorse.worker import gate, write_leases
 from packhorse.worker.link import Arrived, Child, Link, Start
 

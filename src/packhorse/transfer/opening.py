@@ -1,0 +1,67 @@
+"""What a pull and whoever starts a command beside it say to each other: what was brought, what is held back, and when to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from packhorse.transfer.fetch import Wanted
+
+
+class PullResult(msgspec.Struct):
+    """What a pull did. `files` and `bytes` count what the snapshot holds, sizes are bytes."""
+
+    snapshot: str
+    tag: str
+    files: int = 0
+    bytes: int = 0
+    transferred_bytes: int = 0
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    pulled: list[str] = []
+    """`packages` and `shared`, as far as they had to be brought."""
+    kept: list[str] = []
+    """Paths that changed here and were left alone."""
+
+
+class Gate(Protocol):
+    """What holds large files back from those who open them, until they have arrived."""
+
+    wanted: Wanted
+
+    def hold(self, files: Sequence[Held]) -> None:
+        """Hold these back from now on. Raises PackhorseError where that cannot be."""
+
+    def arrived(self, path: bytes, descriptor: int) -> None:
+        """Let go of a file, and close its descriptor."""
+
+    @property
+    def most(self) -> int:
+        """How many files can be held back at a time."""
+
+
+class Held(NamedTuple):
+    """A large file that is there, but for its bytes."""
+
+    path: bytes
+    """Relative to the root."""
+    descriptor: int
+    program: bool
+    """Whether somebody may execute it."""
+    want: Callable[[], None]
+    """Has the file brought before everything that nobody waits for."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a command starts before everything is there."""
+
+    start: Callable[[PullResult], None]
+    """Called once, when the command may start."""
+    ranks: Callable[[Iterable[bytes]], Mapping[bytes, int]]
+    """The order of large files, by their paths relative to the root."""
+    gate: Gate | None = None
+    """Without one all but the code for other GPUs is there at the start."""
