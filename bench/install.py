@@ -19,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import disks
 import measure
-import peers
 
 BIN = Path(sys.executable).parent
 
