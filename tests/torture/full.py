@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
 from tests import servers
 from tests.torture import harness
-from tests.torture.harness import COMPLETE, HERE, MODES, Environment
-from tests.torture.programs import PROGRAMS
+from tests.torture.harness import COMPLETE, HERE, MODES, Environment, Mode
+from tests.torture.programs import PROGRAMS, Program
 
 import disks
 
@@ -26,6 +28,7 @@ def main() -> None:
     """Run the programs; exits with 1 where one gave something else than it should."""
     arguments = _arguments()
     disks.enter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was run is printed
     modes = [mode for mode in MODES if mode.name in arguments.modes]
     rows: dict[str, dict[str, str]] = {}
     failed = 0
@@ -41,42 +44,56 @@ def main() -> None:
             environment = Environment(server, work)
             environment.save(origin)
             shutil.rmtree(origin)
-            for program in PROGRAMS:
-                if arguments.only and not any(word in program.name for word in arguments.only):
-                    continue
-                expected = environment.run(program, COMPLETE, complete / "root")
-                row = rows.setdefault(program.name, {"complete": "ok" if expected.code == 0 else "FAILED"})
-                if expected.code or not expected.output.strip():
-                    failed += 1
-                    print(
-                        f"{program.name}, complete: {expected.code}\n{expected.errors[-3000:]}",
-                        file=sys.stderr,
-                    )
-                    continue
-                for mode in modes:
-                    if program.whole and mode.gpu != "all":
-                        row[mode.name] = "not asked of it"
-                        continue
-                    with space.fresh(2 * size + (1 << 30)) as disk:
-                        began = time.monotonic()
-                        outcome = environment.run(program, mode, disk / "root")
-                        seconds = time.monotonic() - began
-                    same = outcome.same(expected)
-                    row[mode.name] = f"{'ok' if same else 'FAILED'}, {outcome.arrived / 1e6:,.0f}"
-                    print(
-                        f"{program.name}: {mode.name}: {row[mode.name]} MB, {seconds:.1f} s",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    if not same:
-                        failed += 1
-                        print(outcome.difference(expected), file=sys.stderr, flush=True)
+            try:
+                for program in PROGRAMS:
+                    if not arguments.only or any(word in program.name for word in arguments.only):
+                        failed += _torture(
+                            program, modes, environment, complete / "root", space, 2 * size, rows
+                        )
+            except KeyboardInterrupt:
+                failed += 1
+                print("Ended early: what is missing below was not run.", file=sys.stderr)
     print(harness.table(rows, ["complete", *(mode.name for mode in modes)]))
     print(
         f"\n- {len(rows)} programs, {failed} failures. Behind the outcome: MB of large files on disk when the program ended; "
         "in the modes `asked` that is what it asked for."
     )
     sys.exit(1 if failed else 0)
+
+
+def _torture(
+    program: Program,
+    modes: Sequence[Mode],
+    environment: Environment,
+    root: Path,
+    space: disks.Disks,
+    size: int,
+    rows: dict[str, dict[str, str]],
+) -> int:
+    """Run one program in all modes and fill its row; returns how often it failed. `root` is the complete one."""
+    expected = environment.run(program, COMPLETE, root)
+    row = rows.setdefault(program.name, {"complete": "ok" if expected.code == 0 else "FAILED"})
+    if expected.code or not expected.output.strip():
+        print(f"{program.name}, complete: {expected.code}\n{expected.errors[-3000:]}", file=sys.stderr)
+        return 1
+    failed = 0
+    for mode in modes:
+        if program.whole and mode.gpu != "all":
+            row[mode.name] = "not asked of it"
+            continue
+        with space.fresh(size + (1 << 30)) as disk:
+            began = time.monotonic()
+            outcome = environment.run(program, mode, disk / "root")
+            seconds = time.monotonic() - began
+        same = outcome.same(expected)
+        row[mode.name] = f"{'ok' if same else 'FAILED'}, {outcome.arrived / 1e6:,.0f}"
+        print(
+            f"{program.name}: {mode.name}: {row[mode.name]} MB, {seconds:.1f} s", file=sys.stderr, flush=True
+        )
+        if not same:
+            failed += 1
+            print(outcome.difference(expected), file=sys.stderr, flush=True)
+    return failed
 
 
 def _arguments() -> argparse.Namespace:
