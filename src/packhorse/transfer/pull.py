@@ -197,6 +197,8 @@ class _Restore:
             self._remember_packages(packages)
         publication.remember()
         arriving.remove(self.root)
+        if self.opening is not None:
+            self.opening.arrived()
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""

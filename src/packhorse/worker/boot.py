@@ -176,7 +176,7 @@ class Boot:
 
     def _pull(self, target: Target, snapshot: str) -> PullResult:
         gpus, only = self._gpus()
-        pulled = pull(
+        return pull(
             self.setup.root,
             self.setup.store,
             target,
@@ -187,9 +187,6 @@ class Boot:
             only=only,
             opening=None if self._lacks_packages(target, snapshot) else self._opening(),
         )
-        if self.early is not None and self.started:
-            self._refine(self.early)
-        return pulled
 
     def _gpus(self) -> Choice:
         return choice(self.config.run.gpu, self.setup.environ)
@@ -211,7 +208,7 @@ class Boot:
         if why:
             self.warn(f'run.start = "early" cannot work here, so the command starts when all is there: {why}')
             return None
-        return Opening(start, self._ranks(early), early.restorer)
+        return Opening(start, self._ranks(early), lambda: self._refine(early), early.restorer)
 
     def _ranks(self, early: Early) -> Callable[[Iterable[bytes]], Mapping[bytes, int]]:
         """The order of large files, by the profile of the command where there is one."""
@@ -228,9 +225,10 @@ class Boot:
         return partial(ranks, profile=self.profile.files if self.profile is not None else ())
 
     def _refine(self, early: Early) -> None:
-        """Keep what the child waited for, for the next boot. A store that cannot be written to keeps the old one."""
+        """Keep what the child needed so far, for the next boot. A store that cannot be written to keeps the old one."""
         before = self.profile.files if self.profile is not None else ()
-        files = refined(before, early.restorer.opened)
+        known = {opened.path for opened in before}
+        files = refined(before, early.restorer.used(self.setup.root.path, known))
         if files != tuple(before):
             with contextlib.suppress(StorageError):
                 profiles.write(

@@ -12,13 +12,14 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from packhorse.errors import EXIT_SUPERVISOR, PackhorseError
 from packhorse.transfer.fetch import Wanted
 from packhorse.transfer.opening import Held
-from packhorse.worker import gate, write_leases
+from packhorse.worker import gate, tree, write_leases
 from packhorse.worker.link import Arrived, Child, Link, Start
 
 _RESERVE = 256
@@ -49,6 +50,8 @@ class Restorer:
         self.wanted = Wanted(patient)
         self.opened: list[tuple[bytes, float]] = []
         """The files that somebody waited for, and how many seconds after the start."""
+        self._there: dict[bytes, float] = {}
+        """The files that nobody waited for, and how many seconds after the start they had arrived."""
         self._link, self._warn = link, warn
         self._leases: dict[bytes, _Lease] = {}
         self._lock = threading.Lock()
@@ -94,9 +97,30 @@ class Restorer:
         with self._lock:
             lease = self._leases.pop(path)
             os.close(descriptor)
+            if not lease.asked:
+                self._there[path] = time.monotonic() - self._started if lease.told else 0.0
             if lease.told:
                 with contextlib.suppress(OSError):  # the listener sees the end of the link
                     self._link.send(Arrived((lease.number,)))
+
+    def used(self, root: Path, known: Collection[bytes]) -> list[tuple[bytes, float]]:
+        """What the command needed so far, in order, with seconds after the start.
+
+        That is what somebody waited for, and libraries mapped now that came before anybody asked, by the time of their
+        arrival. The latter without those that are `known`.
+        """
+        prefix = os.fsencode(root) + b"/"
+        mapped: set[bytes] = set()
+        command = [self._child] if self._child else []
+        for pid in (*command, *tree.descendants(tree.processes(), command)):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
+                mapped.update(line.split(None, 5)[-1].rstrip(b"\n") for line in maps)
+        found = [
+            (path, seconds)
+            for path, seconds in self._there.items()
+            if path not in known and prefix + path in mapped
+        ]
+        return sorted([*self.opened, *found], key=lambda each: each[1])
 
     def finish(self) -> None:
         """Everything is there: the end of the link means nothing any more."""
