@@ -63,7 +63,7 @@ class Opening:
     """Called once, when the command may start."""
     ranks: Callable[[Iterable[bytes]], Mapping[bytes, int]]
     """The order of large files, by their paths relative to the root."""
-    arrived: Callable[[], None] = lambda: None
-    """Called when all but the code for other GPUs is there."""
     gate: Gate | None = None
     """Without one all but the code for other GPUs is there at the start."""
+    arrived: Callable[[], None] = lambda: None
+    """Called when all but the code for other GPUs is there."""

@@ -208,7 +208,7 @@ class Boot:
         if why:
             self.warn(f'run.start = "early" cannot work here, so the command starts when all is there: {why}')
             return None
-        return Opening(start, self._ranks(early), lambda: self._refine(early), early.restorer)
+        return Opening(start, self._ranks(early), early.restorer, lambda: self._refine(early))
 
     def _ranks(self, early: Early) -> Callable[[Iterable[bytes]], Mapping[bytes, int]]:
         """The order of large files, by the profile of the command where there is one."""
