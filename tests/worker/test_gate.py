@@ -175,11 +175,11 @@ p.kill()
 
 
 def test_someone_elses_sigcont_lets_nobody_through(gate: Run) -> None:
-    """A health checker that continues the child all the time."""
+    """A health checker that continues the child a hundred times a second."""
     restores = """
 r.hold("a"); r.start()
 p = subprocess.Popen([sys.executable, "-c",
-    f"import os, signal\\nwhile True: os.kill({r.child}, signal.SIGCONT)"])
+    f"import os, signal, time\\nwhile True: os.kill({r.child}, signal.SIGCONT); time.sleep(0.01)"])
 r.wanted("a", 3); r.fill("a"); p.kill(); p.wait()
 """
     run = gate(restores, *python('say(open("a").read(3))'))
