@@ -75,7 +75,6 @@ class Tree:
         self._held_files: dict[bytes, File] = {}
         self._missing: dict[bytes, int] = {}
         """The number of frames that a held file still lacks."""
-        self._settled: set[bytes] = set()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -128,7 +127,6 @@ class Tree:
                 if held:
                     self.held[file.path] = descriptor
                     self._held_files[file.path] = file
-                    self._settled.add(file.path)
                 else:
                     os.close(descriptor)
         self._log = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -226,7 +224,7 @@ class Tree:
             os.close(self._log)
             self._log = -1
         for file in self._files:
-            if file.size >= frames.LARGE_FILE and file.path not in self._settled:
+            if file.size >= frames.LARGE_FILE and file.path not in self._held_files:
                 self._settle_again(file)
         for entry in self.entries:
             if isinstance(entry, (Symlink, Hardlink)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import threading
 import time
@@ -24,8 +23,6 @@ from packhorse.worker.link import Arrived, Child, Link, Start
 
 _RESERVE = 256
 """Descriptors that are left for everything else."""
-_OPENERS = (write_leases.WANTED, signal.SIGIO)
-"""SIGIO comes instead where no more signals may wait (fcntl(2), F_SETSIG)."""
 
 
 @dataclass
@@ -46,7 +43,7 @@ class Restorer:
 
     def __init__(self, link: Link, warn: Callable[[str], None], patient: str = "") -> None:
         """`patient` is that of `Wanted`."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _OPENERS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, write_leases.SIGNALS)
         self.wanted = Wanted(patient)
         self.opened: list[tuple[bytes, float]] = []
         """The files that somebody waited for, and how many seconds after the start."""
@@ -63,9 +60,7 @@ class Restorer:
     @property
     def most(self) -> int:
         """How many files can be held back at a time: as many as may be open here and in the supervisor."""
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        return max(hard - _RESERVE, 0)
+        return max(write_leases.most_open_files() - _RESERVE, 0)
 
     def hold(self, files: Sequence[Held]) -> None:
         """Hold these back from now on. Raises PackhorseError where that cannot be."""
@@ -128,7 +123,7 @@ class Restorer:
 
     def _hear(self) -> None:
         while True:
-            signal.sigwait(_OPENERS)
+            signal.sigwait(write_leases.SIGNALS)
             with self._lock:
                 new = [
                     lease

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -24,8 +24,10 @@ from packhorse.errors import EXIT_SUPERVISOR, CannotStartError, ConfigError, Pac
 from packhorse.root import Root
 from packhorse.session import Session
 from packhorse.worker import path_report
-from packhorse.worker.gate import Gate
 from packhorse.worker.supervise import ENDING, Process, Stopped, Supervisor
+
+if TYPE_CHECKING:
+    from packhorse.worker.gate import Gate
 
 OWN = "import sys; sys.path = [p for p in sys.path if p]; from packhorse.cli import main; main()"
 """Runs packhorse (`python -c`) without the working directory, where a file may be called like a module of ours."""
@@ -191,6 +193,7 @@ def _boot_and_run(
 def _gate(call: Invocation, opened: Session, status: Status, look: float) -> Gate | None:
     if call.config.run.start == "complete":
         return None
+    from packhorse.worker.gate import Gate
 
     def on_complete() -> None:
         status.facts["boot"] = read_facts(_boot_result(opened)) or status.facts["boot"]

@@ -6,9 +6,7 @@ whom a file is opened is not known.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import signal
 import threading
 import time
@@ -19,8 +17,6 @@ from packhorse.snapshot.order import Opened
 from packhorse.snapshot.scan import Found
 from packhorse.worker import write_leases
 
-_SIGNALS = (write_leases.WANTED, signal.SIGIO)
-"""SIGIO comes instead where too many signals are queued (fcntl(2), F_SETSIG)."""
 _SPARE = 64
 """Descriptors left to others of this process."""
 
@@ -38,7 +34,7 @@ class OpenWatch:
         Raises the limit of open files of this process (RLIMIT_NOFILE) as far as it may; where that is not enough the
         largest are watched.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, write_leases.SIGNALS)
         large: dict[tuple[int, int], Found] = {}
         for file in files:
             if file.kind == "file" and file.signature.size >= LARGE_FILE:
@@ -49,7 +45,7 @@ class OpenWatch:
         self._held: dict[int, bytes] = {}
         self._ended = False
         self._started = time.monotonic()
-        most = _raise_limit() - len(os.listdir("/proc/self/fd")) - _SPARE
+        most = write_leases.most_open_files() - len(os.listdir("/proc/self/fd")) - _SPARE
         for file in sorted(large.values(), key=lambda file: -file.signature.size)[: max(most, 0)]:
             self._hold(os.path.join(base, file.path), file.path)
         self.skipped = len(large) - len(self._held)
@@ -86,7 +82,7 @@ class OpenWatch:
 
     def _watch(self) -> None:
         while not self._ended:
-            signal.sigwaitinfo(_SIGNALS)
+            signal.sigwaitinfo(write_leases.SIGNALS)
             self._let_go()
 
     def _let_go(self) -> None:
@@ -96,11 +92,3 @@ class OpenWatch:
                 os.close(descriptor)  # the opener goes on
                 del self._held[descriptor]
                 self.opened.append(Opened(path, seconds))
-
-
-def _raise_limit() -> int:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return soft if soft != resource.RLIM_INFINITY else 1 << 20

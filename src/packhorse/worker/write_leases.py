@@ -6,9 +6,11 @@ when the last copy of the descriptor is closed, in whatever process. Knows nothi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -16,6 +18,8 @@ SHORTEST_BREAK = 8.0
 """Seconds; with less before the kernel lets an opener through, there is no time to see to it."""
 WANTED = signal.SIGRTMIN + 1
 """The signal by which a restorer learns that files are wanted; blocked in all its threads."""
+SIGNALS = (WANTED, signal.SIGIO)
+"""What a process that hears of openers waits for; SIGIO comes instead where too many signals are queued (fcntl(2))."""
 _F_SETSIG = 10  # linux/fcntl.h; Python has it from 3.14 on
 
 
@@ -28,6 +32,15 @@ def take(descriptor: int, process: int, number: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, process)
     fcntl.fcntl(descriptor, _F_SETSIG, number)
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+
+def most_open_files() -> int:
+    """How many files this process may have open, after its limit (RLIMIT_NOFILE) was raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
 
 def wanted(descriptor: int) -> bool:
