@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from packhorse import atomic, profile_name, redirect, session
+from packhorse import atomic, redirect, session
 from packhorse.config import Config
 from packhorse.errors import EXIT_SUPERVISOR, CannotStartError, ConfigError, PackhorseError
 from packhorse.root import Root
@@ -239,6 +239,8 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate
         if gate is None:
             code = supervisor.run_own(argv, environ, on_signal)
         else:
+            from packhorse import profile_name
+
             argv += ["--profile", profile_name.name_of(call.command), profile_name.shown(call.command)]
             restorer = gate.open(argv, environ)
             supervisor.wait_until(
