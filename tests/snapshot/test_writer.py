@@ -36,7 +36,7 @@ class Packs:
 
     def frame(self, placed: Placed, frame: documents.Frame) -> bytes:
         stored = self.packs[placed.pack][placed.offset : placed.offset + placed.length]
-        return bytes(frames.decompress(stored, placed.codec, placed.digest, frame.digest, frame.length))
+        return b"".join(frames.decompress(stored, placed.codec, placed.digest, frame.digest, frame.length))
 
 
 def _write(base: Path, packs: Packs, found: list[Found] | None = None, **options: object) -> Written:
@@ -102,7 +102,7 @@ def _restore(tree: Tree, written: Written, packs: Packs) -> list[int]:
     missing = tree.prepare()
     for number in missing:
         frame = tree.manifest.frames[number]
-        tree.put(number, packs.frame(written.placed[frame.digest], frame))
+        tree.put(number, [packs.frame(written.placed[frame.digest], frame)])
     tree.finish()
     return missing
 
@@ -159,7 +159,7 @@ def test_a_small_file_of_zeros_is_written(base: Path, tmp_path: Path) -> None:
     )
     tree = Tree(tmp_path / "other", manifest, "digest")
     assert tree.prepare() == [0]
-    tree.put(0, bytes(frames.PIECE))
+    tree.put(0, [bytes(frames.PIECE)])
     tree.finish()
     assert (tmp_path / "other/small").read_bytes() == bytes(100)
 

@@ -41,6 +41,9 @@ _SAMPLES, _SAMPLE = 12, 256 << 10
 _WINDOW = {int(zstd.DecompressionParameter.window_log_max): 25}
 """A reader gives no more memory than 32 MiB to a window, whatever a frame asks for (RFC 8878, 3.1.1.1.2)."""
 
+_PART = 256 << 10
+"""The bytes in which a frame is decompressed, digested and written."""
+
 _DELTA_WINDOW = {int(zstd.DecompressionParameter.window_log_max): 27}
 _DELTA = {
     int(zstd.CompressionParameter.compression_level): 6,
@@ -147,9 +150,12 @@ def _seems_random(raw: Bytes) -> bool:
     )
 
 
-def decompress(stored: Bytes, codec: int, stored_digest: bytes, digest: bytes, length: int) -> Bytes:
-    """The raw bytes of a frame, proven by both digests; nothing unproven reaches the decompressor.
+def decompress(
+    stored: Bytes, codec: int, stored_digest: bytes, digest: bytes, length: int
+) -> Iterator[Bytes]:
+    """The raw bytes of a frame in parts that stay in the processor's cache, proven by both digests.
 
+    Nothing unproven reaches the decompressor. What comes out of it is proven when the last part has been taken.
     Raises IntegrityError.
     """
     if digest_of(stored) != stored_digest:
@@ -158,19 +164,34 @@ def decompress(stored: Bytes, codec: int, stored_digest: bytes, digest: bytes, l
             MEND,
         )
     if codec == RAW:
-        raw: Bytes = stored
+        if len(stored) != length or stored_digest != digest:
+            raise _wrong(digest)
+        yield stored
     elif codec == ZSTD:
-        try:
-            raw = _decompressed(stored, length, _WINDOW)
-        except zstd.ZstdError as error:
-            raise _wrong(digest) from error
+        yield from _parts(stored, digest, length)
     else:
         raise IntegrityError(
             f"A frame is stored with the unknown codec {codec}.", "Install a newer packhorse."
         )
-    if len(raw) != length or (digest_of(raw) if codec != RAW else stored_digest) != digest:
+
+
+def _parts(stored: Bytes, digest: bytes, length: int) -> Iterator[bytes]:
+    decompressor = zstd.ZstdDecompressor(options=_WINDOW)
+    hasher, given, left = blake3(), memoryview(stored), length
+    try:
+        while not decompressor.eof and (given or not decompressor.needs_input):
+            taken = given[:_PART] if decompressor.needs_input else given[:0]
+            given = given[len(taken) :]
+            part = decompressor.decompress(taken, max_length=min(_PART, left + 1))
+            left -= len(part)
+            if left < 0:
+                break
+            hasher.update(part)
+            yield part
+    except zstd.ZstdError as error:
+        raise _wrong(digest) from error
+    if left or given or not decompressor.eof or decompressor.unused_data or hasher.digest() != digest:
         raise _wrong(digest)
-    return raw
 
 
 def _decompressed(stored: Bytes, most: int, window: dict[int, int], prefix: Any = None) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from packhorse.snapshot import frames
 from packhorse.snapshot.gpu import needed
@@ -104,9 +104,9 @@ class Patch:
         """The files that the frames belong to."""
         self._members = members(self.files.values(), len(manifest.frames))
 
-    def put(self, number: int, raw: frames.Bytes) -> None:
-        """Write what the frame `number` holds. Callable from several threads."""
-        view = memoryview(raw)
+    def put(self, number: int, parts: Iterable[frames.Bytes]) -> None:
+        """Write what the frame `number` holds, when all of it is proven. Callable from several threads."""
+        view = memoryview(b"".join(parts))
         with self._lock:  # times are set back before the next one looks at them
             for member in self._members[number]:
                 file = member.file

@@ -2,16 +2,16 @@
 
 Promises that `finish` returns only when every wanted entry is there with its bytes, mode and times, but for the large
 files that are held open: those have their size, mode and times from the start, and their bytes come when they come. The
-bytes come already proven (frames.decompress). Knows no network, and nothing of where the tree goes afterwards.
+bytes come proven (frames.decompress) by the time that the last of a frame has come. Knows no network, and nothing of where the tree goes afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
+import stat
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -180,39 +180,70 @@ class Tree:
         self.signatures[path] = signature_of(os.fstat(descriptor))
         self.on_arrival(path, descriptor)
 
-    def put(self, number: int, raw: frames.Bytes) -> None:
-        """Write what the frame `number` holds for this tree. Callable from several threads."""
-        view = memoryview(raw)
-        whole_now: list[bytes] = []
-        for path, inside in itertools.groupby(self._members[number], key=lambda member: member.file.path):
-            runs = list(inside)
-            file = runs[0].file
-            if (held := self.held.get(path)) is not None:
-                for run in runs:
-                    write_at(held, view[run.frame_offset : run.frame_offset + run.length], run.file_offset)
-                with self._lock:  # who looks at the file meanwhile sees the times that it will have
-                    os.utime(held, ns=(file.mtime, file.mtime))
-                    self._missing[path] -= 1
-                    if not self._missing[path]:
-                        whole_now.append(path)
+    def put(self, number: int, parts: Iterable[frames.Bytes]) -> None:
+        """Write what the frame `number` holds for this tree. Callable from several threads.
+
+        What `parts` raises is raised here; the frame can be put once more.
+        """
+        inside = self._members[number]
+        large = [member for member in inside if member.file.size >= frames.LARGE_FILE]
+        if len(large) < len(inside):
+            raw = b"".join(parts)
+            self._put_small(inside, memoryview(raw))
+            parts = [raw]
+        whole = self._put_large(large, parts) if large else ()
+        with self._lock:
+            if self._log >= 0:
+                os.write(self._log, number.to_bytes(4, "little"))
+        for path in whole:
+            self._arrive(path)
+
+    def _put_small(self, inside: Iterable[Member], raw: memoryview) -> None:
+        """The small files among these members, as a rule all there is of each."""
+        for member in inside:
+            file = member.file
+            if file.size >= frames.LARGE_FILE:
                 continue
-            whole = len(runs) == 1 and runs[0].length == file.size
-            descriptor = self._open(path, os.O_TRUNC if whole else 0)
+            whole = member.length == file.size
+            descriptor = self._open(file.path, os.O_TRUNC if whole else 0, mode=file.mode)
             try:
-                if whole and file.size >= frames.LARGE_FILE:
-                    os.ftruncate(descriptor, file.size)
-                for run in runs:
-                    part = view[run.frame_offset : run.frame_offset + run.length]
-                    write_at(descriptor, part, run.file_offset)
+                start = member.frame_offset
+                write_at(descriptor, raw[start : start + member.length], member.file_offset)
                 if whole:
                     self._settle(descriptor, file)
             finally:
                 os.close(descriptor)
-        with self._lock:
-            if self._log >= 0:
-                os.write(self._log, number.to_bytes(4, "little"))
-        for path in whole_now:
-            self._arrive(path)
+
+    def _put_large(self, inside: Sequence[Member], parts: Iterable[frames.Bytes]) -> list[bytes]:
+        """Pieces of large files, part by part as they come; returns the held files that are whole now."""
+        files = {member.file.path: member.file for member in inside}
+        with contextlib.ExitStack() as opened:
+            descriptors = {}
+            for path in files:
+                descriptors[path] = self.held.get(path, -1)
+                if descriptors[path] < 0:
+                    descriptors[path] = self._open(path, 0)
+                    opened.callback(os.close, descriptors[path])
+            start = 0
+            for part in parts:
+                view, end = memoryview(part), start + len(part)
+                for member in inside:
+                    shift = member.file_offset - member.frame_offset
+                    first = max(member.frame_offset, start)
+                    behind = min(member.frame_offset + member.length, end)
+                    if first < behind:
+                        write_at(
+                            descriptors[member.file.path], view[first - start : behind - start], first + shift
+                        )
+                start = end
+        whole = []
+        for path in files.keys() & self._missing.keys():
+            with self._lock:  # who looks at the file meanwhile sees the times that it will have
+                os.utime(descriptors[path], ns=(files[path].mtime, files[path].mtime))
+                self._missing[path] -= 1
+                if not self._missing[path]:
+                    whole.append(path)
+        return whole
 
     def finish(self) -> None:
         """Give large files, links and directories what can only be given at the end. The journal stays, so that
@@ -224,7 +255,8 @@ class Tree:
             os.close(self._log)
             self._log = -1
         for file in self._files:
-            if file.size >= frames.LARGE_FILE and file.path not in self._held_files:
+            # Of a small file put whole that is done.
+            if (file.size >= frames.LARGE_FILE or len(file.pieces) > 3) and file.path not in self._held_files:
                 self._settle_again(file)
         for entry in self.entries:
             if isinstance(entry, (Symlink, Hardlink)):
@@ -304,23 +336,22 @@ class Tree:
     # --- files ---
 
     def _at(self, path: bytes) -> bytes:
-        return os.path.join(self._base, path)
+        return self._base + b"/" + path
 
     def _make_parents(self, path: bytes) -> None:
         parent = os.path.dirname(self._at(path))
         if not os.path.isdir(parent):
             os.makedirs(parent, 0o700, exist_ok=True)
 
-    def _open(self, path: bytes, flags: int, access: int = os.O_WRONLY) -> int:
+    def _open(self, path: bytes, flags: int, access: int = os.O_WRONLY, mode: int = 0o600) -> int:
         flags |= access | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return os.open(self._at(path), flags, 0o600)
+            return os.open(self._at(path), flags, mode)
         except PermissionError:  # a read-only file that a killed attempt had already settled
             os.chmod(self._at(path), 0o600)
-            return os.open(self._at(path), flags, 0o600)
         except FileNotFoundError:
             self._make_parents(path)
-            return os.open(self._at(path), flags, 0o600)
+        return os.open(self._at(path), flags, mode)
 
     def _link(self, source: bytes, path: bytes) -> None:
         """Give the file `source` the name `path`, which an earlier attempt may have given to another one."""
@@ -342,9 +373,12 @@ class Tree:
             os.close(descriptor)
 
     def _settle(self, descriptor: int, file: File) -> None:
-        os.fchmod(descriptor, file.mode)
         os.utime(descriptor, ns=(file.mtime, file.mtime))
-        self.signatures[file.path] = signature_of(os.fstat(descriptor))
+        status = os.fstat(descriptor)
+        if stat.S_IMODE(status.st_mode) != file.mode:  # it was there, or the umask took something away
+            os.fchmod(descriptor, file.mode)
+            status = os.fstat(descriptor)
+        self.signatures[file.path] = signature_of(status)
 
 
 def own_bytes(staging: Path) -> int:

@@ -422,7 +422,7 @@ def _read(
             [stored] = store.ranges(f"packs/{at.pack}", [(at.offset, at.length)])
         except NotFoundError as error:
             raise IntegrityError(f"The pack {at.pack[:12]} is missing from the store.", MEND) from error
-        return bytes(frames.decompress(stored, at.codec, at.digest, digest, wanted[digest]))
+        return b"".join(frames.decompress(stored, at.codec, at.digest, digest, wanted[digest]))
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="diff") as pool:
         raw = dict(zip(wanted, pool.map(bring, wanted)))

@@ -1,19 +1,21 @@
 """Frames from the store into files: neighbours in one request, several requests at a time, all bytes proven.
 
-What comes first is asked for first, and what somebody waits for before everything else. One thread asks, and asks again what is overdue or broke off; others prove, decompress and write. Promises bounded
-memory: HELD bytes asked for and not yet written, and one raw frame for each writing thread.
+What comes first is asked for first, and what somebody waits for before everything else. One thread asks, and asks again
+what is overdue or broke off; others prove, decompress and write. Promises bounded memory: HELD bytes asked for and not
+yet written, and one raw frame of small files for each writing thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import queue
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,11 +31,11 @@ from packhorse.transfer.pace import Pace
 from packhorse.watch import processors
 from packhorse.watch.memory import keep_freed
 
-BATCH = 8 << 20
-"""The most that one request asks for, in stored bytes, unless one frame has more."""
+BATCH = 16 << 20
+"""The most that one request asks for, in stored bytes, unless one frame has more: packs are smaller as a rule."""
 GAP = 256 << 10
 """Unwanted bytes between two frames that are rather read than skipped with a request more."""
-HELD = 24 << 20
+HELD = 40 << 20
 """The most bytes that are asked for and not yet written."""
 WRITERS_MOST = 8
 ATTEMPTS = 6
@@ -45,8 +47,8 @@ _TICK = 0.1
 class Destination(Protocol):
     """Where frames go."""
 
-    def put(self, number: int, raw: frames.Bytes) -> None:
-        """Write what the frame `number` holds. Callable from several threads."""
+    def put(self, number: int, parts: Iterable[frames.Bytes]) -> None:
+        """Write what the frame `number` holds. Callable from several threads, and once more after `parts` raised."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def fetch(
     follow from the line and the processors. Raises IntegrityError for what is not what its digest says, and
     StorageError.
     """
-    waiting = sorted(jobs, key=lambda job: (job.rank, job.placed.pack, job.placed.offset))
+    waiting = sorted(jobs, key=lambda job: (job.rank, *_place(job)))
     if not waiting:
         return 0
     keep_freed()
@@ -139,9 +141,8 @@ def fetch(
         raise _missing(waiting[0]) from error
     writers = threads or min(processors.usable() + 1, WRITERS_MOST)
     if not ranged:
-        waiting.sort(key=lambda job: (job.placed.pack, job.placed.offset))
-        return _fetch_whole_packs(store, _batches(waiting, whole_packs=True), progress, writers)
-    line = _Line(store, _batches(waiting, whole_packs=False), connections, writers, wanted or Wanted())
+        return _fetch_whole_packs(store, waiting, progress, writers)
+    line = _Line(store, waiting, connections, writers, wanted or Wanted())
     with ThreadPoolExecutor(writers + 1, thread_name_prefix="fetch") as pool:
         asking: Future[None] = pool.submit(lambda: asyncio.run(line.run()))
         writing = [pool.submit(_write_what_comes, store, line, progress) for _ in range(writers)]
@@ -160,24 +161,18 @@ class _Line:
     """The requests on their way to the store. `run` is the only thing that runs in its thread."""
 
     def __init__(
-        self,
-        store: Store,
-        batches: Sequence[_Batch],
-        connections: int | None,
-        writers: int,
-        wanted: Wanted,
+        self, store: Store, jobs: Iterable[Job], connections: int | None, writers: int, wanted: Wanted
     ) -> None:
         self.arrived: queue.SimpleQueue[tuple[_Batch, memoryview] | None] = queue.SimpleQueue()
         """Batches with their bytes; None tells one writer that nothing more comes."""
         self.bytes = 0
         self._store, self._writers = store, writers
         self._started = time.monotonic()
-        self._pending = deque(batches)
-        self._urgent: deque[_Batch] = deque()
+        self._pending = deque(jobs)
+        self._urgent: deque[Job] = deque()
         self._wanted = wanted
-        self._of = {(id(job.tree), job.number): batch for batch in batches for job in batch.jobs}
-        self._left = len(batches)
-        self._delayed: list[tuple[float, _Batch]] = []
+        self._again: list[tuple[float, _Batch]] = []
+        """What broke off, and when it may be asked for again."""
         self._active: dict[asyncio.Task[memoryview], _Batch] = {}
         self._held = 0
         self._lock = threading.Lock()
@@ -226,36 +221,45 @@ class _Line:
             for _ in range(self._writers):
                 self.arrived.put(None)
 
+    @property
+    def _left(self) -> bool:
+        """Whether anything has not arrived."""
+        return bool(self._pending or self._urgent or self._again or self._active)
+
     def _ask(self) -> None:
         condemned.require_time(self._started, "pull")
-        now = time.monotonic()
-        due = [batch for when, batch in self._delayed if when <= now]
-        self._delayed = [each for each in self._delayed if each[0] > now]
-        self._urgent.extendleft(due)
         self._prefer()
-        while (source := self._next()) and len(self._active) < self._pace.limit:
-            size = source[0].size
+        while len(self._active) < self._pace.limit and (batch := self._next()):
             with self._lock:
-                if self._held and self._held + size > HELD:
-                    return
-                self._held += size
-            self._request(source.popleft())
+                self._held += batch.size
+            self._request(batch)
 
-    def _next(self) -> deque[_Batch]:
-        """Where the next batch to ask for stands first; empty where there is none now."""
-        if self._urgent:
-            return self._urgent
-        if self._wanted.patient == "never" or (self._wanted.patient and self._active):
-            return deque()
-        return self._pending
+    def _next(self) -> _Batch | None:
+        """What to ask for now, if there is anything and room for it."""
+        now = time.monotonic()
+        if due := next((each for each in self._again if each[0] <= now), None):
+            if not self._fits(due[1].size):
+                return None
+            self._again.remove(due)
+            return due[1]
+        source = self._urgent
+        if not source and not (self._wanted.patient == "never" or (self._wanted.patient and self._active)):
+            source = self._pending
+        share = min(BATCH, HELD // (self._pace.limit + 1))  # of more requests at a time each asks for less
+        if not source or not self._fits(max(share, source[0].placed.length)):
+            return None
+        return _take(source, share)
+
+    def _fits(self, size: int) -> bool:
+        return not self._held or self._held + size <= HELD
 
     def _prefer(self) -> None:
         """Move what is wanted in front of everything else."""
-        wanted = {id(batch): batch for key in self._wanted.taken() if (batch := self._of.get(key))}
+        wanted = set(self._wanted.taken())
         if wanted:
-            chosen = [batch for batch in self._pending if id(batch) in wanted]
-            self._pending = deque(batch for batch in self._pending if id(batch) not in wanted)
-            self._urgent.extend(chosen)
+            pending = list(self._pending)
+            self._urgent.extend(job for job in pending if (id(job.tree), job.number) in wanted)
+            self._pending = deque(job for job in pending if (id(job.tree), job.number) not in wanted)
 
     def _request(self, batch: _Batch) -> None:
         task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))
@@ -285,7 +289,6 @@ class _Line:
                     twin.cancel()
                     self._active.pop(twin, None)
                 batch.requests.clear()
-                self._left -= 1
                 self.bytes += batch.size
                 self._pace.ended(batch.size, now - batch.asked, now, awaited=self.arrived.empty())
                 self.arrived.put((batch, task.result()))
@@ -301,7 +304,7 @@ class _Line:
             raise error
         with self._lock:
             self._held -= batch.size
-        self._delayed.append((now + random.uniform(0.1, 0.3) * 2**batch.attempts, batch))  # noqa: S311
+        self._again.append((now + random.uniform(0.1, 0.3) * 2**batch.attempts, batch))  # noqa: S311
 
     def _ask_again(self) -> None:
         """Ask once more for what is overdue, beside the request that may still answer: the first to come counts.
@@ -340,32 +343,44 @@ def _write_what_comes(store: Store, line: _Line, progress: Progress) -> None:
 
 
 def _put(store: Store, job: Job, stored: frames.Bytes, progress: Progress) -> None:
-    job.tree.put(job.number, _proven(store, job, stored))
+    """Write a frame; one that arrived corrupt is asked for once more."""
+    placed = job.placed
+    try:
+        job.tree.put(job.number, _proven(job, stored))
+    except IntegrityError:
+        [again] = store.ranges(_key(job), [(placed.offset, placed.length)])
+        job.tree.put(job.number, _proven(job, again))
     progress.advance(job.frame.length)
 
 
-def _fetch_whole_packs(store: Store, batches: Sequence[_Batch], progress: Progress, threads: int) -> int:
-    """For a store that ignores ranges: each pack is streamed once."""
+def _proven(job: Job, stored: frames.Bytes) -> Iterator[frames.Bytes]:
+    placed, frame = job.placed, job.frame
+    return frames.decompress(stored, placed.codec, placed.digest, frame.digest, frame.length)
+
+
+def _fetch_whole_packs(store: Store, jobs: Sequence[Job], progress: Progress, threads: int) -> int:
+    """For a store that ignores ranges: each pack is streamed once, from its beginning to the last byte wanted."""
     stop = threading.Event()
     started = time.monotonic()
+    packs = [list(inside) for _, inside in itertools.groupby(sorted(jobs, key=_place), key=_key)]
 
-    def bring(batch: _Batch) -> int:
+    def bring(inside: Sequence[Job]) -> int:
         condemned.require_time(started, "pull")
         wanted: dict[tuple[int, int], list[Job]] = {}
-        for job in batch.jobs:
+        for job in inside:
             wanted.setdefault((job.placed.offset, job.placed.length), []).append(job)
         try:
-            for span, stored in zip(wanted, store.ranges(batch.key, list(wanted))):
+            for span, stored in zip(wanted, store.ranges(_key(inside[0]), list(wanted))):
                 for job in wanted[span]:
                     if stop.is_set():
                         return 0
                     _put(store, job, stored, progress)
         except NotFoundError as error:
-            raise _missing(batch.jobs[0]) from error
-        return batch.size
+            raise _missing(inside[0]) from error
+        return max(map(sum, wanted)) - min(wanted)[0]
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
-        futures = [pool.submit(bring, batch) for batch in batches]
+        futures = [pool.submit(bring, inside) for inside in packs]
         try:
             return sum(future.result() for future in futures)
         except BaseException:
@@ -374,24 +389,25 @@ def _fetch_whole_packs(store: Store, batches: Sequence[_Batch], progress: Progre
             raise
 
 
-def _batches(jobs: Sequence[Job], *, whole_packs: bool) -> list[_Batch]:
-    """`jobs` as they are asked for, in their order; for `whole_packs` that is the order of packs and offsets."""
-    batches: list[_Batch] = []
-    for job in jobs:
-        placed, end = job.placed, job.placed.offset + job.placed.length
-        last = batches[-1] if batches else None
-        if last is not None and last.jobs[0].placed.pack == placed.pack:
-            near = (
-                placed.offset >= last.start  # in the order of ranks it may lie before
-                and placed.offset - last.end <= GAP
-                and max(end, last.end) - last.start <= BATCH
-            )
-            if whole_packs or near:
-                last.jobs.append(job)
-                last.end = max(last.end, end)
-                continue
-        batches.append(_Batch([job], placed.offset, end))
-    return batches
+def _take(jobs: deque[Job], most: int) -> _Batch:
+    """The first of these jobs, and those after it that lie near it, up to `most` bytes in all; they are removed."""
+    first = jobs.popleft()
+    batch = _Batch([first], first.placed.offset, first.placed.offset + first.placed.length)
+    while jobs:
+        placed = jobs[0].placed
+        end = max(batch.end, placed.offset + placed.length)
+        near = (
+            placed.offset >= batch.start and placed.offset - batch.end <= GAP
+        )  # in the order of ranks it may lie before
+        if placed.pack != first.placed.pack or not near or end - batch.start > most:
+            break
+        batch.jobs.append(jobs.popleft())
+        batch.end = end
+    return batch
+
+
+def _place(job: Job) -> tuple[str, int]:
+    return job.placed.pack, job.placed.offset
 
 
 def _key(job: Job) -> str:
@@ -403,13 +419,3 @@ def _missing(job: Job) -> IntegrityError:
         f"The pack {job.placed.pack[:12]} is missing from the store.",
         MEND,
     )
-
-
-def _proven(store: Store, job: Job, stored: frames.Bytes) -> frames.Bytes:
-    """The raw bytes of a frame; one that arrived corrupt is asked for once more."""
-    placed, frame = job.placed, job.frame
-    try:
-        return frames.decompress(stored, placed.codec, placed.digest, frame.digest, frame.length)
-    except IntegrityError:
-        [again] = store.ranges(_key(job), [(placed.offset, placed.length)])
-        return frames.decompress(again, placed.codec, placed.digest, frame.digest, frame.length)
