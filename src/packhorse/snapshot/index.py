@@ -102,6 +102,8 @@ class Index:
 
     def save(self) -> None:
         """Write what was added and forgotten into the stored index; another process may have written meanwhile."""
+        if not self._changed:
+            return
         with self._locked():
             self._files, self.durable = self._read()
             for path, record in self._changed.items():

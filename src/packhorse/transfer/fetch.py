@@ -35,7 +35,7 @@ BATCH = 16 << 20
 """The most that one request asks for, in stored bytes, unless one frame has more: packs are smaller as a rule."""
 GAP = 256 << 10
 """Unwanted bytes between two frames that are rather read than skipped with a request more."""
-HELD = 40 << 20
+HELD = 32 << 20
 """The most bytes that are asked for and not yet written."""
 WRITERS_MOST = 8
 ATTEMPTS = 6
