@@ -65,6 +65,8 @@ class Tree:
         }
         self._fetched = frames.digest_of(b"\0".join(file.path for file in self._files)).hex()
         self._lock = threading.Lock()
+        self._creating = threading.Lock()
+        """Held by whoever writes small files: side by side that takes half as much processor time again."""
         self._log = -1
         self.signatures: dict[bytes, Signature] = {}
         """Of the files written here, as they are now; without those that have several names."""
@@ -189,7 +191,8 @@ class Tree:
         large = [member for member in inside if member.file.size >= frames.LARGE_FILE]
         if len(large) < len(inside):
             raw = b"".join(parts)
-            self._put_small(inside, memoryview(raw))
+            with self._creating:
+                self._put_small(inside, memoryview(raw))
             parts = [raw]
         whole = self._put_large(large, parts) if large else ()
         with self._lock:

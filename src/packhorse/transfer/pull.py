@@ -158,6 +158,8 @@ class _Restore:
         if self.late and not self.only:
             self._fill_late()
             self._record()
+        if self.opening is not None:
+            self.opening.ended()
         return self.result
 
     def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
@@ -197,8 +199,6 @@ class _Restore:
             self._remember_packages(packages)
         publication.remember()
         arriving.remove(self.root)
-        if self.opening is not None:
-            self.opening.arrived()
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""
