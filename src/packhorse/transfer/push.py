@@ -21,17 +21,10 @@ from packhorse.progress import Progress
 from packhorse.root import PERSISTENT, SHARED, Root, State
 from packhorse.snapshot import frames, holes
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.contents import Before, content_of
 from packhorse.snapshot.manifest import Encoded, Entry, File, Manifest
 from packhorse.snapshot.scan import Found, readable, scan
-from packhorse.snapshot.writer import (
-    Before,
-    Placed,
-    Written,
-    content_of,
-    placed_by,
-    placement_of,
-    write,
-)
+from packhorse.snapshot.writer import Placed, Written, placed_by, placement_of, write
 from packhorse.store import condemned, tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
