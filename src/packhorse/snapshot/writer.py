@@ -148,9 +148,9 @@ def write(
 
     Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
     (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
-    many as there are processors, at most 6. After `deadline` (time.monotonic) no further frame is begun. No pack gets a name that is
-    `taken`. Frames with the digests `holes` are not on this disk. Raises what `sink` raises, and PackhorseError where one
-    of those has to be read.
+    many as there are processors, at most 6. After `deadline` (time.monotonic) no further frame is begun. No pack gets
+    a name that is `taken`. Frames with the digests `holes` are not on this disk. Raises what `sink` raises, and
+    PackhorseError where one of those has to be read.
     """
     started = now()  # what changed shortly before may change again while it is read
     files, links = _named_once(found)
