@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.servers import S3Server
 
@@ -30,6 +31,8 @@ HOW_TO_GET = {
     "rclone": "make .venv/.bench",
     "uv": "make .venv/.bench",
 }
+
+_Contender = TypeVar("_Contender")
 
 
 @dataclass(frozen=True)
@@ -248,3 +251,9 @@ def versions() -> dict[str, str]:
         number = re.search(r"\d+(\.\d+)+", done.stdout)
         found[name] = number[0] if number else done.stdout.split("\n")[0]
     return found
+
+
+def rotated(entries: Sequence[_Contender], number: int) -> Sequence[_Contender]:
+    """Each once, beginning with another one in each round, so that none always follows the same one."""
+    start = number % len(entries)
+    return [*entries[start:], *entries[:start]]

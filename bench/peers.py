@@ -8,24 +8,20 @@ file system, and each save goes to a new server. docs/guides/benchmarks.md says 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
 import signal
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests import servers
-from tests.servers import S3Server
 
 import contenders
 import disks
@@ -33,10 +29,9 @@ import environments
 import measure
 import networks
 from contenders import Place, Restorer, Saver
-from environments import Prepared
 from measure import BrokenError, Cost, Pipeline
-from networks import Network
 from results import Results, machine
+from setting import Setting, add_arguments, setting
 
 GROUPS = ("restore", "save", "floors", "workers")
 FLOOR = "floor: "
@@ -45,31 +40,18 @@ FLOOR = "floor: "
 class Bench:
     """One run of the benchmark: a prepared environment, a store that keeps it, and what was measured so far."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        work: Path,
-        space: disks.Disks,
-        server: S3Server,
-        chosen: Sequence[str],
-        network: Network | None,
-        results: Results,
-    ) -> None:
-        self.prepared = prepared
-        self.work = work
-        self.space = space
-        self.server = server
+    def __init__(self, here: Setting, chosen: Sequence[str], results: Results) -> None:
+        self.prepared, self.work, self.space, self.server, self.network = here
         self.chosen = chosen
-        self.network = network
         self.results = results
-        self.size = disks.bytes_of(prepared.tree)
-        self.files, self.bytes = environments.size_of(prepared.tree)
+        self.size = disks.bytes_of(self.prepared.tree)
+        self.files, self.bytes = environments.size_of(self.prepared.tree)
         self.places: dict[str, Place] = {}
         """Where each saver keeps the environment on the server that lives as long as this."""
         self.older: dict[str, str] = {}
         """The name of the state before the upgrade, for savers that have one."""
         self.change: environments.Change | None = None
-        self.everywhere = network is not None
+        self.everywhere = self.network is not None
         self._roots = 0
 
     def takes_part(self, task: str, contender: Saver | Restorer) -> bool:
@@ -151,7 +133,7 @@ class Bench:
 
     def save_round(self, number: int, *, counts: bool) -> None:
         """Each saver in turn, to a new server each."""
-        for saver in rotated(contenders.SAVERS, number):
+        for saver in contenders.rotated(contenders.SAVERS, number):
             if saver.name in self.places:
                 with (
                     self.space.fresh(self.bytes * 3 + (4 << 30)) as disk,
@@ -189,7 +171,7 @@ class Bench:
         restorers = list(contenders.RESTORERS)
         if self.network is None:  # installing from the local disk needs none
             restorers += contenders.installers(self.prepared.wheels, self.prepared.requirements)
-        for restorer in rotated(restorers, number):
+        for restorer in contenders.rotated(restorers, number):
             if self.takes_part("restore", restorer) and (not restorer.saver or restorer.saver in self.places):
                 with self.space.fresh(self.size * 2 + (1 << 30)) as disk:
                     self._restore(restorer, disk, counts=counts)
@@ -385,7 +367,7 @@ class Bench:
             tree, scratch = root / "packages", self.new_directory("scratch")
             files, size = environments.size_of(tree)
             title = f"growth, {step}: {files:,} files, {size / 1e9:.2f} GB"
-            for restorer in rotated(contenders.RESTORERS[:2], number):
+            for restorer in contenders.rotated(contenders.RESTORERS[:2], number):
                 saver = savers[restorer.saver]
                 if not self.takes_part(f"{title}, restore", restorer):
                     continue
@@ -405,123 +387,75 @@ class Bench:
                         raise BrokenError(f"{restorer.name} did not bring everything of {root}.")
 
 
-Contender = TypeVar("Contender")
-
-
-def rotated(entries: Sequence[Contender], number: int) -> Sequence[Contender]:
-    """Each once, beginning with another one in each round, so that none always follows the same one."""
-    start = number % len(entries)
-    return [*entries[start:], *entries[:start]]
-
-
 def main() -> None:
     """Prepare, measure and print."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured is printed
-    if arguments.network != "loopback" and (lacks := networks.lacking()):
-        sys.exit(
-            f"A shaped line needs {', '.join(lacks)} (Debian: apt-get install iproute2 util-linux; as root)."
-        )
-    disks.enter()
-    environment = environments.SMALL if arguments.small else environments.REAL
-    with contextlib.ExitStack() as stack:
-        if arguments.directory:
-            work = arguments.directory.resolve()
-            work.mkdir(parents=True, exist_ok=True)
-        else:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-bench-")))
-        prepared = Prepared(environment, work, arguments.wheels)
-        run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=work)))
-        tempfile.tempdir = str(run)
-        space = disks.Disks(arguments.disk, run)
-        network = networks.NETWORKS.get(arguments.network)
-        if network:
-            networks.enter()
+    with setting(arguments, environments.SMALL if arguments.small else environments.REAL) as here:
         results = Results()
         ended_early = ""
         try:
-            _measure(arguments, prepared, run, space, network, results)
+            _measure(arguments, here, results)
         except BrokenError as error:
             sys.exit(f"A contender broke, so there is no table: {error}")
         except KeyboardInterrupt:
             ended_early = "Ended early: what is missing below was not measured."
             results.note(ended_early)
-        _report(arguments, results, space, network)
+        _report(arguments, here, results)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is to remove the files
     if ended_early:
         sys.exit(130)
 
 
-def _report(
-    arguments: argparse.Namespace, results: Results, space: disks.Disks, network: Network | None
-) -> None:
+def _report(arguments: argparse.Namespace, here: Setting, results: Results) -> None:
     facts = {
         "machine": machine(),
-        "disk": space.kind,
+        "disk": here.space.kind,
         "rounds": arguments.rounds,
         "versions": contenders.versions(),
     }
     if arguments.json:
         print(json.dumps({**facts, **results.document()}, indent=1))
         return
-    print(results.markdown(f"{FLOOR}fetch to nowhere" if network else ""))
+    print(results.markdown(f"{FLOOR}fetch to nowhere" if here.network else ""))
     print(f"- {', '.join(f'{name} {version}' for name, version in contenders.versions().items())}.")
-    here = machine()
-    print(
-        f"- Network: {network.title if network else 'loopback'}. {here['cores']} cores, "
-        f"{here['memory'] / 1e9:.0f} GB of memory, a new {space.kind} for each run.",
-        flush=True,
-    )
+    print(here.described(), flush=True)
 
 
-def _measure(
-    arguments: argparse.Namespace,
-    prepared: Prepared,
-    work: Path,
-    space: disks.Disks,
-    network: Network | None,
-    results: Results,
-) -> None:
+def _measure(arguments: argparse.Namespace, here: Setting, results: Results) -> None:
     rounds, unmeasured = arguments.rounds, arguments.warm_up
-    with servers.seaweedfs(directory=work, metrics=True, everywhere=network is not None) as server:
-        bench = Bench(prepared, work, space, server, arguments.only, network, results)
-        if arguments.growth:
-            for number in range(rounds + unmeasured):
-                bench.results.round = number
-                bench.growth(number, counts=number >= unmeasured)
-            return
-        bench.results.note(f"The environment: {bench.files:,} files, {bench.bytes / 1e6:,.0f} MB.")
-        bench.fill(counts=not unmeasured and "save" in arguments.groups)
+    bench = Bench(here, arguments.only, results)
+    if arguments.growth:
         for number in range(rounds + unmeasured):
             bench.results.round = number
-            if "restore" in arguments.groups:
-                bench.restore_round(number, counts=number >= unmeasured)
-            if "floors" in arguments.groups:
-                bench.floors_round(counts=number >= unmeasured)
-            if "save" in arguments.groups and (number or network):
-                bench.save_round(number, counts=number >= unmeasured)
-        bench.cpu_floor()
-        if change := bench.change:
-            bench.results.note(
-                f"The upgrade replaced {change.files:,} files of {change.distribution}, {change.size / 1e6:.1f} MB; "
-                f"zstd -3 makes {change.compressed / 1e6:.2f} MB of them."
-            )
-        if "workers" in arguments.groups:
-            bench.workers(rounds, unmeasured)
+            bench.growth(number, counts=number >= unmeasured)
+        return
+    bench.results.note(f"The environment: {bench.files:,} files, {bench.bytes / 1e6:,.0f} MB.")
+    bench.fill(counts=not unmeasured and "save" in arguments.groups)
+    for number in range(rounds + unmeasured):
+        bench.results.round = number
+        if "restore" in arguments.groups:
+            bench.restore_round(number, counts=number >= unmeasured)
+        if "floors" in arguments.groups:
+            bench.floors_round(counts=number >= unmeasured)
+        if "save" in arguments.groups and (number or here.network):
+            bench.save_round(number, counts=number >= unmeasured)
+    bench.cpu_floor()
+    if change := bench.change:
+        bench.results.note(
+            f"The upgrade replaced {change.files:,} files of {change.distribution}, {change.size / 1e6:.1f} MB; "
+            f"zstd -3 makes {change.compressed / 1e6:.2f} MB of them."
+        )
+    if "workers" in arguments.groups:
+        bench.workers(rounds, unmeasured)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
-    add("--small", action="store_true", help="a small environment: for the harness, not for figures")
+    add_arguments(parser, list(networks.NETWORKS))
     add("--rounds", type=int, default=5, help="measured rounds; 5 by default")
     add("--warm-up", type=int, default=1, help="rounds before them that are not measured; 1 by default")
-    add(
-        "--network",
-        choices=("loopback", *networks.NETWORKS),
-        default="loopback",
-        help="%(default)s by default",
-    )
     add("--groups", type=_words, help=f"of {','.join(GROUPS)}; all by default, restore and floors on a line")
     add(
         "--growth",
@@ -529,14 +463,6 @@ def _arguments() -> argparse.Namespace:
         help="instead of all that: a sixth of it, twice it, ten times the small files",
     )
     add("--only", type=_words, default=(), help="contenders with one of these words in their names")
-    add("--directory", type=Path, help="where to work; what was prepared there before is used again")
-    add("--wheels", type=Path, help="a directory of wheels, so that these need not be downloaded")
-    add(
-        "--disk",
-        choices=disks.KINDS,
-        default=disks.best_kind(),
-        help="what each run writes to: %(default)s here",
-    )
     add("--json", action="store_true", help="print one JSON object instead of tables")
     arguments = parser.parse_args()
     if arguments.groups is None:

@@ -17,7 +17,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,20 +24,16 @@ from pathlib import Path
 from typing import IO
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests import servers
-from tests.servers import S3Server
-
 import contenders
 import disks
 import environments
 import measure
 import networks
 from contenders import BIN, Place
-from environments import Prepared
 from measure import BrokenError
-from networks import Network
 from packhorse.root import Root
 from results import machine, spread
+from setting import Setting, add_arguments, setting
 
 MILESTONES = {
     "first": "the child's first line",
@@ -123,25 +118,13 @@ def _then(restore: str, target: Path, words: Sequence[str]) -> list[str]:
 class Bench:
     """One run of the benchmark."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        work: Path,
-        space: disks.Disks,
-        server: S3Server,
-        network: Network | None,
-        small: bool,
-    ) -> None:
-        self.prepared = prepared
-        self.work = work
-        self.space = space
-        self.server = server
-        self.network = network
+    def __init__(self, here: Setting, small: bool) -> None:
+        self.prepared, self.work, self.space, self.server, self.network = here
         self.small = small
         self.port = _free_port()
         """The same in all starts: a profile belongs to the words of a command."""
-        self.files, self.bytes = environments.size_of(prepared.tree)
-        self.size = disks.bytes_of(prepared.tree)
+        self.files, self.bytes = environments.size_of(self.prepared.tree)
+        self.size = disks.bytes_of(self.prepared.tree)
         self.places: dict[str, Place] = {}
         self.seconds: dict[str, dict[str, list[float]]] = {}
         """By contender and milestone, one for each measured round."""
@@ -173,8 +156,7 @@ class Bench:
 
     def round(self, chosen: Sequence[Starter], number: int, wheels: int, programs: Sequence[str]) -> None:
         """Each contender once with each program, and once a plain pull."""
-        start = number % len(chosen)
-        for starter in (*chosen[start:], *chosen[:start]):
+        for starter in contenders.rotated(chosen, number):
             for program in programs:
                 found = self.start(starter, program, number, wheels)
                 shown = ", ".join(f"{name} {seconds:.2f}" for name, seconds in found.items())
@@ -425,33 +407,15 @@ def main() -> None:
     """Prepare, measure and print."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if arguments.network != "loopback" and (lacks := networks.lacking()):
-        sys.exit(
-            f"A shaped line needs {', '.join(lacks)} (Debian: apt-get install iproute2 util-linux; as root)."
-        )
-    disks.enter()
     with contextlib.ExitStack() as stack:
-        if arguments.directory:
-            work = arguments.directory.resolve()
-            work.mkdir(parents=True, exist_ok=True)
-        else:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packhorse-starts-")))
-        prepared = Prepared(
-            environments.STARTS if arguments.small else environments.REAL, work, arguments.wheels
+        here = stack.enter_context(
+            setting(arguments, environments.STARTS if arguments.small else environments.REAL)
         )
-        run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="run-", dir=work)))
-        tempfile.tempdir = str(run)
-        network = networks.NETWORKS.get(arguments.network)
-        if network:
-            networks.enter()
-        server = stack.enter_context(
-            servers.seaweedfs(directory=run, metrics=True, everywhere=network is not None)
-        )
-        wheels = stack.enter_context(wheels_served(prepared.wheels, everywhere=network is not None))
-        bench = Bench(prepared, run, disks.Disks(arguments.disk, run), server, network, arguments.small)
+        wheels = stack.enter_context(wheels_served(here.prepared.wheels, everywhere=here.network is not None))
+        bench = Bench(here, arguments.small)
         chosen = [
             starter
-            for starter in starters(prepared.requirements)
+            for starter in starters(here.prepared.requirements)
             if not arguments.only or any(word in starter.name for word in arguments.only)
         ]
         programs = ["serve"] if arguments.small else arguments.programs
@@ -479,30 +443,16 @@ def main() -> None:
                 )
             )
         print(bench.table())
-        here = machine()
-        print(
-            f"\n- Network: {network.title if network else 'loopback'}. {here['cores']} cores, "
-            f"{here['memory'] / 1e9:.0f} GB of memory, a new {bench.space.kind} for each start.",
-            flush=True,
-        )
+        print(f"\n{here.described()}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
-    add("--small", action="store_true", help="a small environment: for the harness, not for figures")
+    add_arguments(parser, ["1g", "200m"])
     add("--rounds", type=int, default=2, help="rounds; 2 by default")
-    add("--network", choices=("loopback", "1g", "200m"), default="loopback", help="%(default)s by default")
     add("--only", type=_words, default=(), help="contenders with one of these words in their names")
     add("--programs", type=_words, default=("serve", "runpod"), help="of serve,runpod; both by default")
-    add("--directory", type=Path, help="where to work; what was prepared there before is used again")
-    add("--wheels", type=Path, help="a directory of wheels, so that these need not be downloaded")
-    add(
-        "--disk",
-        choices=disks.KINDS,
-        default=disks.best_kind(),
-        help="what each start writes to: %(default)s here",
-    )
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
     return parser.parse_args()
 

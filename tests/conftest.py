@@ -1,4 +1,4 @@
-"""What the tests share: real object stores, and the real command line in an environment of its own."""
+"""What the tests share: real object stores, a package index, and the real command line in an environment of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests import servers, small_os_disk
+from tests.install.index import Index, serve
 from tests.servers import S3Server
 
 # What a network needs that is not reached directly: certificates and proxies.
@@ -80,6 +81,15 @@ def environ(tmp_path: Path) -> dict[str, str]:
         if (path := Path.home() / user_file).is_file():
             kept.setdefault("PIP_CONFIG_FILE", str(path))
     return {**kept, "HOME": str(home), "PATH": search, "LANG": "C.UTF-8"}
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """A package index that offers nothing yet."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    with serve(directory) as index:
+        yield index
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import Packhorse
-from tests.install.index import Index, serve
+from tests.install.index import Index
 from tests.servers import S3Server
 
 from packhorse.config import Storage
 from packhorse.store.objects import Store
 from packhorse.transfer.fetch import GAP
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> Iterator[Index]:
-    """A package index that offers nothing yet."""
-    directory = tmp_path / "index"
-    directory.mkdir()
-    with serve(directory) as index:
-        yield index
 
 
 @pytest.fixture
@@ -39,15 +30,12 @@ def environ(
     environ: dict[str, str], root_path: Path, index: Index, storage: Storage, seaweedfs: S3Server
 ) -> dict[str, str]:
     """One root, one store and one index for all commands of a test."""
-    kept = {name: value for name, value in environ.items() if not name.startswith("PIP_")}
     return {
-        **kept,
+        **index.environ(environ),
         **seaweedfs.environ(),
         "PACKHORSE_ROOT": str(root_path),
         "PACKHORSE_STORAGE_URL": storage.url,
         "PACKHORSE_STORAGE_ENDPOINT": storage.endpoint,
-        "PIP_CONFIG_FILE": "/dev/null",
-        "PIP_INDEX_URL": index.url,
     }
 
 

@@ -1,15 +1,15 @@
-"""What the tests of installing share: an index of their own, and installations without the command line."""
+"""What the tests of installing share: pip that knows the test's index alone, and installations without the command line."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import pytest
-from tests.install.index import Index, serve
+from tests.install.index import Index
 
 from packhorse.config import Config, Environment, Network, Run, Storage
 from packhorse.install.environment import InstallResult, check_imports, install
@@ -19,19 +19,9 @@ from packhorse.root import Root
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[Index]:
-    """A package index that offers nothing yet."""
-    directory = tmp_path / "index"
-    directory.mkdir()
-    with serve(directory) as index:
-        yield index
-
-
-@pytest.fixture
 def pip_environ(environ: dict[str, str], index: Index) -> dict[str, str]:
     """An environment in which pip knows this index and nothing else."""
-    kept = {name: value for name, value in environ.items() if not name.startswith("PIP_")}
-    return {**kept, "PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url}
+    return index.environ(environ)
 
 
 @dataclass

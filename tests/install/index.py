@@ -106,6 +106,11 @@ class Index:
         """For pip's --index-url."""
         return f"http://{self.host}/simple/"
 
+    def environ(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """`environ`, but pip knows this index and nothing else."""
+        kept = {name: value for name, value in environ.items() if not name.startswith("PIP_")}
+        return {**kept, "PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": self.url}
+
     def add(
         self,
         name: str,

@@ -17,11 +17,12 @@ from tests.snapshot.trees import listing
 from packhorse.progress import Silent
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.contents import Before
 from packhorse.snapshot.index import Index
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
 from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.scan import Found, look, scan
-from packhorse.snapshot.writer import Before, Placed, Written, placement_of, write
+from packhorse.snapshot.writer import Placed, Written, placement_of, write
 
 
 class Packs:

@@ -28,7 +28,8 @@ from packhorse.store import condemned, profiles, tags
 from packhorse.store.condemned import LIMIT
 from packhorse.store.objects import Store
 from packhorse.store.profiles import Profile
-from packhorse.transfer.prune import Keep, PruneResult, prune
+from packhorse.transfer.prune import PruneResult, prune
+from packhorse.transfer.retention import Keep
 
 NOISE = random.Random(9)
 MB = 1_000_000
@@ -520,7 +521,8 @@ from packhorse.config import Storage
 from packhorse.progress import Silent
 from packhorse.store.objects import Store
 from packhorse.store.profiles import Profile
-from packhorse.transfer.prune import Keep, prune
+from packhorse.transfer.prune import prune
+from packhorse.transfer.retention import Keep
 url, endpoint = sys.argv[1:]
 prune(Store(Storage(url=url, endpoint=endpoint), os.environ), Silent(), keep=Keep(1), limit=-2)
 """

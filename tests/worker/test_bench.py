@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import Packhorse
-from tests.install.index import Index, serve
+from tests.install.index import Index
 from tests.servers import S3Server
 from tests.transfer.workers import persistent
 from tests.worker.conftest import alive, until
@@ -24,13 +24,10 @@ from packhorse.store.objects import Store
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[Index]:
+def index(index: Index) -> Index:
     """A package index with one module."""
-    directory = tmp_path / "index"
-    directory.mkdir()
-    with serve(directory) as index:
-        index.add("module", "1", {"module.py": "print('imported')\n", "module-data": os.urandom(3_000_000)})
-        yield index
+    index.add("module", "1", {"module.py": "print('imported')\n", "module-data": os.urandom(3_000_000)})
+    return index
 
 
 @pytest.fixture
@@ -49,15 +46,12 @@ def environ(
         '[environment]\ndependencies = ["module"]\nverify = ["module"]\n'
         '[run]\non-restore-failure = "install"\nbackup-every = "1s"\n'
     )
-    kept = {name: value for name, value in environ.items() if not name.startswith("PIP_")}
     return {
-        **kept,
+        **index.environ(environ),
         **seaweedfs.environ(),
         "PACKHORSE_ROOT": str(root_path),
         "PACKHORSE_STORAGE_URL": store.url,
         "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint,
-        "PIP_CONFIG_FILE": "/dev/null",
-        "PIP_INDEX_URL": index.url,
     }
 
 

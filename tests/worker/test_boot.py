@@ -7,27 +7,24 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import Packhorse
-from tests.install.index import Index, serve
+from tests.install.index import Index
 from tests.servers import S3Server
 
 PRINT_VERSION = ["python3", "-c", "import tiny; print(tiny.VERSION)"]
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[Index]:
+def index(index: Index) -> Index:
     """A package index with two versions of a small package."""
-    directory = tmp_path / "index"
-    directory.mkdir()
-    with serve(directory) as index:
-        for version in ("1.0", "2.0"):
-            index.add("tiny", version, {"tiny.py": f"VERSION = {version!r}\n"})
-        yield index
+    for version in ("1.0", "2.0"):
+        index.add("tiny", version, {"tiny.py": f"VERSION = {version!r}\n"})
+    return index
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,9 +37,10 @@ class Grown:
         """The states of all threads."""
         found = set()
         for pid in self.tree.members():
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text()
-                found.add(stat.rpartition(")")[2].split()[0])
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text()
+                    found.add(stat.rpartition(")")[2].split()[0])
         return found
 
 

@@ -25,6 +25,7 @@ import click
 from packhorse import atomic
 from packhorse.cli import console
 from packhorse.errors import ConfigError, PackhorseError
+from packhorse.install.process import ended
 
 _CONFIGURATION = """\
 root = "root"
@@ -49,8 +50,6 @@ note.write_text(str(starts))
 print(f"worker: my {humanize.ordinal(starts)} start, with numpy {numpy.__version__}")
 """
 _RUN = "packhorse run -- python3 worker.py"
-_PATIENCE = 20.0
-"""Seconds that a command has to end by itself when the demo is interrupted."""
 
 
 @click.command("demo")
@@ -192,8 +191,9 @@ class _Demo:
             words.insert(1, "--quiet")
         output = []
         started = time.monotonic()
-        # The working directory, which -m puts on sys.path, is ours: it holds nothing that could be imported.
-        with _ended(
+        # Waited for also when interrupted: nothing may still write into the directory that is removed. The
+        # working directory, which -m puts on sys.path, is ours: it holds nothing that could be imported.
+        with ended(
             subprocess.Popen(
                 [sys.executable, "-m", "packhorse", *words],
                 cwd=self.place,
@@ -227,25 +227,6 @@ class _Demo:
         """stdout, unless that carries the JSON object."""
         if not self.quiet:
             click.echo(text, err=console.wants_json())
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """Wait for the process, also when interrupted: nothing may still write into the directory."""
-    try:
-        yield process
-        process.wait()
-    except BaseException:
-        process.terminate()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
-    finally:
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _environ(inherited: Mapping[str, str]) -> dict[str, str]:

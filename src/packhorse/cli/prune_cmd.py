@@ -43,7 +43,8 @@ def command(keep: int | None, keep_within: str, live_share: float, dry_run: bool
     and push meanwhile.
     """
     from packhorse import config_values
-    from packhorse.transfer.prune import Keep, prune
+    from packhorse.transfer.prune import prune
+    from packhorse.transfer.retention import Keep
     from packhorse.transfer.setup import Setup
 
     seconds = 0.0

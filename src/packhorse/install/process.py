@@ -1,7 +1,8 @@
 """Runs one command to its end, with its output line by line, and leaves nothing of it behind.
 
 Promises that the command and all its children in its process group are gone when the call returns or raises,
-and soon after packhorse itself was killed, by kill -9 too.
+and soon after packhorse itself was killed, by kill -9 too. A process of packhorse's own, which cleans up itself, is
+only asked to end: `ended`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import AnyStr, NamedTuple
 
+_PATIENCE = 20.0
+"""Seconds that a process has to end by itself when it is interrupted."""
 _POLL = 0.2
 _POLL_CLOSED = 0.005  # the output is closed: the end is near
 
@@ -133,6 +136,23 @@ def _guarded(group: int) -> Iterator[None]:
             guard.stdin.flush()
         guard.stdin.close()
         guard.wait()
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[AnyStr]) -> Iterator[subprocess.Popen[AnyStr]]:
+    """The process, which has ended when the block is left: by itself, or interrupted where that is left by an exception."""
+    with process.stdout or contextlib.nullcontext():
+        try:
+            yield process
+            process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            raise
 
 
 def signal_name(number: int) -> str:

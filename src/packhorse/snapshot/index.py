@@ -25,7 +25,7 @@ RACE = 2_000_000_000
 VERSION = 3
 
 Content: TypeAlias = tuple[bytes, int]
-"""What a path holds, and its permission bits. The digest of a small file, `writer.content_of` for a large
+"""What a path holds, and its permission bits. The digest of a small file, `contents.content_of` for a large
 one, the target of a symbolic link (which has the bits 0), nothing for a directory."""
 
 

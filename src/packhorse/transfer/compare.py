@@ -12,11 +12,11 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.imports import ImportOutcome
 from packhorse.progress import Progress
 from packhorse.root import SHARED
+from packhorse.snapshot.contents import content_on_disk
 from packhorse.snapshot.holes import cold
 from packhorse.snapshot.holes import lacking as lacking_files
 from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Symlink
 from packhorse.snapshot.scan import readable, scan
-from packhorse.snapshot.writer import content_on_disk
 from packhorse.transfer import arriving
 from packhorse.transfer.local import PACKAGES, Local, source_of
 from packhorse.transfer.merge import changed_paths, plan

@@ -12,12 +12,12 @@ from packhorse import atomic
 from packhorse.errors import IntegrityError
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.contents import content_of, content_on_disk, cut_alike
 from packhorse.snapshot.frames import LARGE_FILE, digest_of
 from packhorse.snapshot.holes import cold
 from packhorse.snapshot.index import Index, now
 from packhorse.snapshot.manifest import Directory, Encoded, File, Frame, Manifest, Symlink
 from packhorse.snapshot.scan import Found, look, scan
-from packhorse.snapshot.writer import content_of, content_on_disk, cut_alike
 from packhorse.store import tags
 from packhorse.store.objects import Store
 

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -27,6 +26,7 @@ from packhorse.store.references import References
 from packhorse.store.repack import copy_frames
 from packhorse.store.tags import EntryFacts, SnapshotFacts, TagEntry
 from packhorse.transfer.fold import fold
+from packhorse.transfer.retention import Keep, Retention
 from packhorse.transfer.union import union
 
 LIVE_SHARE = 0.5
@@ -38,22 +38,6 @@ _KINDS = ("manifests", "packs", "snapshots")
 _OBJECT = re.compile(r"(?:packs|manifests|snapshots)/[0-9a-f]{64}")
 _PLACEMENT = re.compile(r"placements/([0-9a-f]{64})/(\d{14})-[0-9a-f]{8}")
 _LEASE = re.compile(r"(leases/[^/]+/[0-9a-f]{16})\.\w+")
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which entries of a tag are kept: of each fingerprint the `number` newest, and those that are not older than
-    `seconds`. With neither all are. The newest packages of each fingerprint are always kept."""
-
-    number: int = 0
-    seconds: float = 0.0
-    tag: str = ""
-    """The tag that this is for; every tag if empty."""
-
-    @property
-    def all(self) -> bool:
-        """Whether nothing is to be forgotten."""
-        return not self.number and not self.seconds
 
 
 class PruneResult(msgspec.Struct):
@@ -80,7 +64,7 @@ class PruneResult(msgspec.Struct):
     profiles: int = 0
     """Profiles deleted: those that a newer one replaced, and those of tags that are gone."""
     live_bytes: int = 0
-    """Packs and manifests in use."""
+    """Packs, manifests and snapshots in use."""
     seconds: float = 0.0
 
 
@@ -124,9 +108,6 @@ class _Prune:
         self.live_share, self.limit, self.dry_run = live_share, limit, dry_run
         self.started = time.monotonic()
         self.result = PruneResult(dry_run=dry_run)
-        self.folds: dict[TagEntry, EntryFacts] = {}
-        self.facts: dict[TagEntry, EntryFacts] = {}
-        """The bodies of the entries that are kept."""
         self.bases: set[str] = set()
         """Manifests of which only the bytes are needed: others are stored by what differs from them. They are condemned
         like any other, so that no push uses them again, but stay as long as they are needed."""
@@ -145,18 +126,13 @@ class _Prune:
             for item in self.store.list(f"{kind}/")
             if _OBJECT.fullmatch(item.key)
         }
-        entries = tags.steady(self._read_tags)
-        kept = self._retained(entries)
-        state = [
-            entry
-            for entry in tags.shared_of(entries)
-            if not any(entry.key in facts.absorbs for facts in self.folds.values())
-        ]
+        self.retention = Retention(self.store, self.keep, self.now)
         self.placements = self._placements()
         self.references = References(self.store, self.placements)
-        folds = self._folds(entries, kept, state)
-        gone = self._forgotten(entries, kept)
-        live = self._live(kept, state, folds)
+        folds = self._folds()
+        gone = self.retention.forgotten(self.limit)
+        self.result.kept, self.result.forgotten = len(self.retention.entries) - len(gone), len(gone)
+        live = self._live(folds)
         for each in folds:
             self._write(each)
         self._forget(gone)
@@ -168,54 +144,24 @@ class _Prune:
         self._sweep(live)
         self._condemn(live)
         self._tidy(live)
-        self._tidy_profiles({entry.tag for entry in entries})
+        self._tidy_profiles({entry.tag for entry in self.retention.entries})
         self.result.live_bytes = sum(
             item.size for key, item in self.objects.items() if key in live | self.bases
         )
 
     # --- tags ---
 
-    def _read_tags(self) -> list[TagEntry]:
-        """All entries of all tags, newest first; with the bodies of those that may be needed."""
-        entries = tags.listed_entries(self.store.list("tags/"))
-        folds = [entry for entry in entries if entry.kind == "fold"]
-        self.folds = dict(zip(folds, tags.entry_facts(self.store, folds)))
-        kept = self._retained(entries)
-        self.facts = dict(zip(kept, tags.entry_facts(self.store, kept)))
-        return entries
-
-    def _retained(self, entries: Sequence[TagEntry]) -> list[TagEntry]:
-        if self.keep.all:
-            return list(entries)
-        retained = []
-        count: dict[tuple[str, str, str], int] = {}
-        for entry in entries:
-            if self.keep.tag and entry.tag != self.keep.tag:
-                retained.append(entry)
-            elif entry.kind == "put":  # a fold is no push: it only says what others said
-                group = entry.tag, entry.part, entry.fingerprint
-                number = count[group] = count.get(group, 0) + 1
-                least = max(self.keep.number, 1 if entry.part == "packages" else 0)
-                age = self.now / 1000 - entry.time
-                if number <= least or (self.keep.seconds and age <= self.keep.seconds):
-                    retained.append(entry)
-        return retained
-
-    def _folds(
-        self, entries: Sequence[TagEntry], kept: Collection[TagEntry], state: Sequence[TagEntry]
-    ) -> list[_Fold]:
+    def _folds(self) -> list[_Fold]:
         """For each tag one entry that replaces those shared ones that count, but are not kept for their snapshot."""
         folds = []
-        for tag in sorted({entry.tag for entry in state}):
-            listed = [entry for entry in state if entry.tag == tag]
-            old = [entry for entry in listed if entry not in kept]
+        for tag in sorted({entry.tag for entry in self.retention.state}):
+            listed = [entry for entry in self.retention.state if entry.tag == tag]
+            old = [entry for entry in listed if entry not in self.retention.kept]
             if len(old) > 1:
-                folds.append(self._fold(tag, entries, listed, old))
+                folds.append(self._fold(tag, listed, old))
         return folds
 
-    def _fold(
-        self, tag: str, entries: Sequence[TagEntry], listed: Sequence[TagEntry], old: Sequence[TagEntry]
-    ) -> _Fold:
+    def _fold(self, tag: str, listed: Sequence[TagEntry], old: Sequence[TagEntry]) -> _Fold:
         manifests = {
             entry.digest: documents.decode_manifest(tags.get_manifest(self.store, entry.digest), "shared")
             for entry in old
@@ -229,7 +175,7 @@ class _Prune:
             () if self.dry_run else self.marks,
             Taggable(documents.encode(folded), folded, placed),
         )
-        own = [entry for entry in entries if entry.tag == tag]
+        own = [entry for entry in self.retention.entries if entry.tag == tag]
         entry = tags.new_entry(
             tag, "shared", clear.encoded.digest, tags.stamp_after(self.now, own[0].stamp), kind="fold"
         )
@@ -257,31 +203,6 @@ class _Prune:
         condemned.require_time(self.started, "prune")
         self.store.put(each.entry.key, msgspec.json.encode(each.facts))
 
-    def _forgotten(self, entries: Sequence[TagEntry], kept: Collection[TagEntry]) -> list[TagEntry]:
-        """The entries that neither count nor are kept, folds last.
-
-        What a fold replaced goes when no listing that began before the fold is still in use; the fold itself stays
-        as long as one of those does: else that one would count again.
-        """
-        self.result.kept = len(entries)
-        if self.keep.all:
-            return []
-        replaced = {
-            key
-            for fold, facts in self.folds.items()
-            if self.now / 1000 - fold.time >= self.limit
-            for key in facts.absorbs
-        }
-        gone = {
-            entry
-            for entry in entries
-            if entry not in kept and (entry.part == "packages" or entry.key in replaced)
-        }
-        staying = {entry.key for entry in entries if entry not in gone}
-        gone -= {fold for fold, facts in self.folds.items() if staying.intersection(facts.absorbs)}
-        self.result.kept, self.result.forgotten = len(entries) - len(gone), len(gone)
-        return sorted(gone, key=lambda entry: (entry.kind == "fold", entry))
-
     def _forget(self, gone: Sequence[TagEntry]) -> None:
         if self.dry_run:
             return
@@ -307,12 +228,14 @@ class _Prune:
             )
         return placements
 
-    def _live(self, kept: Sequence[TagEntry], state: Sequence[TagEntry], folds: Sequence[_Fold]) -> set[str]:
+    def _live(self, folds: Sequence[_Fold]) -> set[str]:
         """The keys of all objects that a tag needs, and of the snapshots that are whole with them."""
         absorbed = {key for each in folds for key in each.facts.absorbs}
-        roots = {f"manifests/{entry.digest}" for entry in kept}
-        roots |= {f"manifests/{entry.digest}" for entry in state if entry.key not in absorbed}
-        roots |= {f"snapshots/{self.facts[entry].snapshot}" for entry in kept} & self.objects.keys()
+        roots = {f"manifests/{entry.digest}" for entry in self.retention.kept}
+        roots |= {f"manifests/{entry.digest}" for entry in self.retention.state if entry.key not in absorbed}
+        roots |= {
+            f"snapshots/{facts.snapshot}" for facts in self.retention.facts.values()
+        } & self.objects.keys()
         live = self.references.closure(roots)
         self.bases = {key.replace("bases/", "manifests/") for key in live if key.startswith("bases/")}
         for each in folds:

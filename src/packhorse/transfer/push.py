@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -21,29 +19,21 @@ from packhorse.progress import Progress
 from packhorse.root import PERSISTENT, SHARED, Root, State
 from packhorse.snapshot import frames, holes
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.contents import Before, content_of
 from packhorse.snapshot.manifest import Encoded, Entry, File, Manifest
 from packhorse.snapshot.scan import Found, readable, scan
-from packhorse.snapshot.writer import (
-    Before,
-    Placed,
-    Written,
-    content_of,
-    placed_by,
-    placement_of,
-    write,
-)
+from packhorse.snapshot.writer import Placed, Written, placement_of, write
 from packhorse.store import condemned, tags
+from packhorse.store.existing import Existing
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
+from packhorse.store.uploader import Uploader
 from packhorse.transfer import arriving
 from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import changed_paths
 from packhorse.transfer.union import union
 from packhorse.watch.memory import peak
-
-UPLOADS = 4
-"""Packs on their way at a time."""
 
 
 class PushResult(msgspec.Struct):
@@ -109,8 +99,8 @@ class _Push:
         """The packages, if the tag turned out to have them already."""
         everything = tags.read_tags(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
-        self.existing = _Existing(store, [] if repair else everything, self.taken)
-        self.uploader = _Uploader(store)
+        self.existing = Existing(store, [] if repair else everything, self.taken)
+        self.uploader = Uploader(store)
         self.result = PushResult(snapshot="", tag=tag)
 
     def packages(self, interpreter: Callable[[], Interpreter]) -> list[_Part]:
@@ -408,60 +398,6 @@ def _with_used_frames(written: Written) -> tuple[tuple[documents.Frame, ...], tu
         else:
             entries.append(entry)
     return tuple(written.frames[number] for number in used), tuple(entries)
-
-
-# --- what the store has ---
-
-
-class _Existing:
-    """The frames that the store has, known by the newest packages manifest of every tag and fingerprint and by
-    all shared ones, less those in condemned packs; asked for once, when first needed."""
-
-    def __init__(self, store: Store, entries: Sequence[TagEntry], condemned: Collection[str]) -> None:
-        self._store = store
-        self._condemned = condemned
-        newest: dict[tuple[str, str], TagEntry] = {}
-        for entry in entries:
-            if entry.part == "packages":
-                newest.setdefault((entry.tag, entry.fingerprint), entry)
-        self._digests = {entry.digest for entry in newest.values()}
-        self._digests |= {entry.digest for entry in entries if entry.part == "shared"}
-        self._frames: dict[bytes, Placed] | None = None
-
-    def frames(self) -> dict[bytes, Placed]:
-        if self._frames is None:
-            self._frames = {}
-            for placement in tags.get_placements(self._store, sorted(self._digests)):
-                self._frames |= {
-                    frame: at for frame, at in placed_by(placement).items() if at.pack not in self._condemned
-                }
-        return self._frames
-
-
-class _Uploader:
-    """Sends packs while the next one is filled: UPLOADS on their way at a time, which bounds the memory."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
-        self._pending: deque[Future[None]] = deque()
-        self.bytes = 0
-
-    def __call__(self, name: str, content: Sequence[frames.Bytes]) -> None:
-        self._settle(UPLOADS - 1)
-        self.bytes += sum(map(len, content))
-        self._pending.append(self._pool.submit(self._store.put, f"packs/{name}", content))
-
-    def _settle(self, left: int) -> None:
-        while len(self._pending) > left:
-            self._pending.popleft().result()
-
-    def finish(self) -> None:
-        self._settle(0)
-        self._pool.shutdown()
-
-    def abandon(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _state_after(state: State, parts: Sequence[_Part]) -> State:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from packhorse.snapshot.contents import content_of
 from packhorse.snapshot.manifest import Directory, Entry, File, Hardlink, Manifest, Symlink
-from packhorse.snapshot.writer import content_of
 
 
 class Winner(NamedTuple):

@@ -20,6 +20,7 @@ import msgspec
 
 from packhorse import atomic, redirect, session
 from packhorse.errors import PackhorseError
+from packhorse.install.process import ended
 from packhorse.progress import Progress
 from packhorse.root import Root
 from packhorse.session import Session
@@ -33,8 +34,6 @@ from packhorse.worker.run import OWN
 _HISTORY = "bench.jsonl"
 _KEPT = 100
 """Runs that the history keeps."""
-_PATIENCE = 20.0
-"""Seconds that a process has to end by itself when the benchmark is interrupted."""
 _SHOWN = 15
 # What the worker would do beside starting: nothing of it may reach the store, and nothing be installed unasked.
 _RESTORE_ONLY = {
@@ -248,7 +247,7 @@ class _Bench:
         line = [sys.executable, "-c", OWN, *words, *self.flags, "--root", str(base)]
         with output.open("wb") as stdout, errors.open("wb") as stderr:
             started = time.monotonic()
-            with _ended(
+            with ended(
                 subprocess.Popen(
                     [*line, "--", *command] if command else line,
                     env=self.environ,
@@ -266,21 +265,6 @@ class _Bench:
             shown = " ".join((f"packhorse {words[0]}", *(("--", shlex.join(command)) if command else ())))
             raise _failed(shown, code, errors, output if command else None)
         return seconds, output.read_bytes()
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process, which is ended when the block is left by an exception."""
-    try:
-        yield process
-    except BaseException:
-        process.terminate()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
 
 
 def _failed(shown: str, code: int, *outputs: Path | None) -> PackhorseError:

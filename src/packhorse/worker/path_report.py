@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from packhorse.errors import CannotStartError
 from packhorse.root import Root
-from packhorse.worker.supervise import find_executable
+from packhorse.worker.executable import find_executable
 
 
 def lines(root: Root, environ: Mapping[str, str], app_path: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from packhorse import profile_name, redirect
 from packhorse.errors import EXIT_SUPERVISOR, CannotStartError, PackhorseError
 from packhorse.session import Session
 from packhorse.worker import run
+from packhorse.worker.status import Status, read_facts
 from packhorse.worker.supervise import Process
 
 _PATIENCE = 60.0
@@ -46,7 +47,7 @@ def profile(call: run.Invocation, *, name: str, seconds: float, status_file: Pat
 
     Raises PackhorseError before the command ran.
     """
-    status = run.Status(status_file, call.speech.warn)
+    status = Status(status_file, call.speech.warn)
     del status.facts["boot"], status.facts["backup"]
     status.facts["profile"] = None
     status.enter("preparing")
@@ -123,7 +124,7 @@ def _finish(call: run.Invocation, process: Process, result: Path) -> object:
     )
     process.send(signal.SIGTERM)
     code = supervisor.wait(process, lambda number: process.send(signal.SIGKILL))
-    facts = run.read_facts(result) or {}
+    facts = read_facts(result) or {}
     if code:
         facts.setdefault("error", "The recorder was ended before the profile was stored.")
     if facts.get("error"):

@@ -14,16 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import msgspec
-
-from packhorse import atomic, redirect, session
+from packhorse import redirect, session
 from packhorse.config import Config
-from packhorse.errors import EXIT_SUPERVISOR, CannotStartError, ConfigError, PackhorseError
+from packhorse.errors import EXIT_SUPERVISOR, CannotStartError, PackhorseError
 from packhorse.root import Root
 from packhorse.session import Session
 from packhorse.worker import path_report
+from packhorse.worker.backups import Backups
+from packhorse.worker.status import Status, read_facts
 from packhorse.worker.supervise import ENDING, Process, Stopped, Supervisor
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
 
 OWN = "import sys; sys.path = [p for p in sys.path if p]; from packhorse.cli import main; main()"
 """Runs packhorse (`python -c`) without the working directory, where a file may be called like a module of ours."""
-
-_MARGIN = 0.5
-"""Seconds between the deadline a backup is told and the time at which it is killed."""
-_CLEANING = 0.2
-"""Seconds of `grace` kept for the cleaning after the backup."""
-_IMPATIENCE = 0.5
-"""Seconds from SIGTERM to SIGKILL for a backup that is to end at once."""
 
 
 @dataclass(frozen=True)
@@ -68,47 +61,6 @@ class Invocation:
 Beside: TypeAlias = Callable[[Session], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
-class Status:
-    """The status file, replaced at each change of phase."""
-
-    def __init__(self, file: Path | None, warn: Callable[[str], None]) -> None:
-        self._file = file
-        self._warn = warn
-        self._since = time.monotonic()
-        self.facts: dict[str, Any] = {
-            "phase": "",
-            "pid": None,
-            "exit_code": None,
-            "boot": None,
-            "restoring": False,
-            "backup": None,
-            "seconds": {},
-        }
-
-    def enter(self, phase: str) -> None:
-        """Begin a phase: booting, running, backing-up or ended."""
-        now = time.monotonic()
-        if before := self.facts["phase"]:
-            self.facts["seconds"][before] = round(now - self._since, 3)
-        self.facts["phase"] = phase
-        self._since = now
-        try:
-            self.write()
-        except OSError as error:
-            if not before:
-                raise ConfigError(
-                    f"The status file {self._file} cannot be written: {error.strerror}.",
-                    "Choose another with --status-file.",
-                ) from error
-            self._warn(f"the status file cannot be written: {error.strerror}")
-
-    def write(self) -> None:
-        """Replace the file."""
-        if self._file is not None:
-            content = msgspec.json.format(msgspec.json.encode(self.facts)) + b"\n"
-            atomic.write_file(self._file, content, mode=0o644)
-
-
 def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None, look: float = 0.0) -> int:
     """Restore, run the command, save; returns the exit code. Raises PackhorseError before the command ran.
 
@@ -119,7 +71,7 @@ def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None
     code = EXIT_SUPERVISOR
     try:
         with _session(call) as opened:
-            backups = _Backups(call, opened, status)
+            backups = Backups(call, opened, status)
             gate = _gate(call, opened, status, look)
             code = _boot_and_run(call, opened, snapshot, status, backups, gate)
             if gate is not None and gate.failure and _may_install(call, snapshot):
@@ -178,7 +130,7 @@ def _session(call: Invocation) -> Iterator[Session]:
 
 
 def _boot_and_run(
-    call: Invocation, opened: Session, snapshot: str, status: Status, backups: _Backups, gate: Gate | None
+    call: Invocation, opened: Session, snapshot: str, status: Status, backups: Backups, gate: Gate | None
 ) -> int:
     """Boot, then run the command; with a gate the boot may go on meanwhile."""
     try:
@@ -266,7 +218,7 @@ def _nothing_to_restore(config: Config, root: Root) -> bool:
     return directory is not None and not os.path.exists(directory / "tags" / config.storage.tag)
 
 
-def _run(call: Invocation, opened: Session, status: Status, backups: _Backups, gate: Gate | None) -> int:
+def _run(call: Invocation, opened: Session, status: Status, backups: Backups, gate: Gate | None) -> int:
     restoring = gate is not None and gate.restoring
     environ = _environment(call, opened, partial=restoring)
     if gate is not None and restoring:
@@ -319,116 +271,6 @@ def _child(
         os.close(packages)
 
 
-class _Backups:
-    """The processes that save what changed: now and then while the child runs, and once after it."""
-
-    def __init__(self, call: Invocation, opened: Session, status: Status) -> None:
-        self._call = call
-        self._result = opened.build / "backup.json"
-        self._status = status
-        self._running: Process | None = None
-        self._finishing = False
-        self._hurried = False
-        self._given_up = False
-        self._gate: Gate | None = None
-
-    def begin(self, gate: Gate | None) -> None:
-        """Start one every `backup_every` seconds from now on, but for the time of a restore."""
-        self._gate = gate
-        if self._call.config.run.backup and self._call.config.run.backup_every:
-            self._call.supervisor.every(self._call.config.run.backup_every, self._start_periodic)
-
-    def finish(self) -> None:
-        """Save what is left to save: within `grace` after a SIGTERM, else as long as it takes.
-
-        A SIGTERM that arrives meanwhile has a backup without a deadline begin again with one, so that what is
-        stored by then gets into the tag. Any further signal ends it at once.
-        """
-        if not self._call.config.run.backup or (self._running is None and self._nothing_to_save()):
-            return
-        self._status.enter("backing-up")
-        self._finishing = True
-        self._wait()
-        while not self._given_up:
-            ends = self._call.supervisor.grace_ends
-            self._start_final(ends)
-            self._wait()
-            if ends is not None or self._call.supervisor.grace_ends is None:
-                return
-
-    def _nothing_to_save(self) -> bool:
-        """Whether it is certain without a process of its own: a backup only ever adds, and there is nothing."""
-        root = self._call.root
-        try:
-            return not any(os.listdir(root.path / name) for name in self._call.config.run.backup)
-        except OSError:
-            return False
-
-    def _start_periodic(self) -> None:
-        restoring = self._gate is not None and self._gate.restoring
-        if self._running is None and not self._call.supervisor.stopping and not restoring:
-            self._start()
-
-    def _start_final(self, ends: float | None) -> None:
-        if ends is None:
-            self._start()
-        elif (left := ends - _CLEANING - _MARGIN - time.monotonic()) > 0:
-            self._start("--deadline", f"{left:.2f}")
-        else:
-            self._record("There was no time left for a backup.")
-
-    def _start(self, *arguments: str) -> None:
-        argv = self._call.own("backup", "--result", str(self._result), *arguments)
-        environ = redirect.own(self._call.environ)
-        try:
-            self._running = self._call.supervisor.start(argv, environ, own=True, on_end=self._ended)
-        except CannotStartError as error:
-            self._record(str(error))
-
-    def _wait(self) -> None:
-        if (process := self._running) is None:
-            return
-        supervisor = self._call.supervisor
-
-        def kill() -> None:
-            process.send(signal.SIGKILL)
-
-        def on_signal(number: int) -> None:
-            if number not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                return
-            self._hurried = number == signal.SIGTERM and not limited
-            self._given_up = not self._hurried
-            process.send(signal.SIGTERM)
-            supervisor.at(time.monotonic() + _IMPATIENCE, kill)
-
-        limited = (ends := self._call.supervisor.grace_ends) is not None
-        if ends is not None:
-            supervisor.at(ends - _CLEANING, kill)
-        supervisor.wait(process, on_signal)
-        self._hurried = False
-        supervisor.end_leftovers(process, orphans=False)
-
-    def _ended(self, code: int) -> None:
-        self._running = None
-        if not code:
-            self._record("")
-        elif self._hurried or (self._call.supervisor.stopping and not self._finishing):
-            pass  # ended by us, and another follows
-        elif self._given_up:
-            self._record("The backup was ended by a signal.")
-        else:
-            self._record(f"The backup ended with exit code {code}.")
-
-    def _record(self, error: str) -> None:
-        facts = read_facts(self._result) or {}
-        if error:
-            facts["error"] = error
-            self._call.speech.warn(f"not everything is saved: {error}")
-        self._status.facts["backup"] = facts
-        with contextlib.suppress(OSError):
-            self._status.write()
-
-
 def _require_usable(call: Invocation, *, partial: bool) -> None:
     """Refuse an environment that is not whole, or was made for another Python. Raises PackhorseError."""
     state = call.root.state()
@@ -448,13 +290,3 @@ def _require_usable(call: Invocation, *, partial: bool) -> None:
             f"{python.path} is {python.soabi} on {python.platform}.",
             "Run `packhorse install` to make it anew, or name the right Python by environment.python.",
         )
-
-
-def read_facts(result: Path) -> dict[str, Any] | None:
-    """What a process of packhorse's own left in its result file, which is removed."""
-    try:
-        facts: dict[str, Any] = msgspec.json.decode(result.read_bytes(), type=dict[str, Any])
-        result.unlink()
-    except (OSError, msgspec.DecodeError):
-        return None
-    return facts

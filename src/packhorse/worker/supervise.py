@@ -7,7 +7,6 @@ supervisor, and that waiting costs nothing. Knows nothing of roots, stores or co
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import math
 import os
@@ -18,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 
-from packhorse.errors import CannotStartError, CommandNotFoundError
 from packhorse.worker import tree
+from packhorse.worker.executable import cannot_start, find_executable
 from packhorse.worker.terminal import Terminal
 from packhorse.worker.tree import Tree
 
@@ -160,7 +159,7 @@ class Supervisor:
                 setsigdef=_RESET,
             )
         except OSError as error:
-            raise _cannot_start(argv[0], executable, error) from error
+            raise cannot_start(argv[0], executable, error) from error
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, raised)
             for descriptor in inherited:
@@ -383,51 +382,6 @@ class Supervisor:
             self._late.append(lambda: self._stopped(process, number))
         else:
             self._terminal.stopped(process, number)
-
-
-def find_executable(name: str, environ: Mapping[str, str]) -> str:
-    """The file that `name` stands for on the PATH of `environ`, as execvp(3) finds it.
-
-    Raises CommandNotFoundError, or CannotStartError where there is one but it may not be executed.
-    """
-    if not name:
-        raise CommandNotFoundError("The command is empty.", "Give one after `--`.")
-    if "/" in name:
-        candidates = [name]
-    else:
-        search = environ.get("PATH", os.defpath)
-        candidates = [os.path.join(directory, name) for directory in search.split(os.pathsep)]
-    refused = ""
-    for candidate in candidates:
-        if os.path.isfile(candidate):
-            if os.access(candidate, os.X_OK):
-                return candidate
-            refused = refused or candidate
-    if refused:
-        raise CannotStartError(
-            f'exec: "{refused}": permission denied.', f"Make it executable with `chmod +x {refused}`."
-        )
-    if "/" not in name:
-        raise CommandNotFoundError(
-            f'exec: "{name}": executable file not found in $PATH.',
-            "Check its name, or that the environment installs it.",
-        )
-    if os.path.isdir(name):
-        raise CannotStartError(f'exec: "{name}": is a directory.', "Give the path of a file.")
-    raise CommandNotFoundError(f'exec: "{name}": no such file or directory.', "Check its path.")
-
-
-def _cannot_start(name: str, executable: str, error: OSError) -> CannotStartError:
-    remedy = "Check what the file is and who may execute it."
-    if error.errno == errno.ENOENT:
-        remedy = "The interpreter in its first line, or the loader it was linked for, is not there."
-    elif error.errno == errno.ENOEXEC:
-        remedy = (
-            "It is no program for this machine; if it is a script, begin it with a line like `#!/bin/sh`."
-        )
-    elif error.errno == errno.E2BIG:
-        remedy = "Its arguments and environment are too long."
-    return CannotStartError(f'exec: "{executable}": {(error.strerror or name).lower()}.', remedy)
 
 
 def _has_children() -> bool:
