@@ -21,7 +21,6 @@ from packhorse.errors import PackhorseError
 from packhorse.progress import Progress
 from packhorse.snapshot import frames, gpu
 from packhorse.snapshot.contents import Before, content_of_runs, is_hole, is_plain
-from packhorse.snapshot.contents import content_of as content_of  # noqa: PLC0414  (the pull takes it from here)
 from packhorse.snapshot.frames import LARGE_FILE, Cut, Span
 from packhorse.snapshot.gpu import Gathered
 from packhorse.snapshot.index import Index, now

@@ -65,5 +65,5 @@ class Opening:
     """The order of large files, by their paths relative to the root."""
     gate: Gate | None = None
     """Without one all but the code for other GPUs is there at the start."""
-    ended: Callable[[], None] = lambda: None
-    """Called when the pull has brought all that it is to bring."""
+    arrived: Callable[[], None] = lambda: None
+    """Called when all but the code for other GPUs is there, and again when that is."""

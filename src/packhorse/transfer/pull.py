@@ -22,11 +22,12 @@ from packhorse.errors import NoSuchSnapshotError, PackhorseError
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
+from packhorse.snapshot.contents import content_of
 from packhorse.snapshot.holes import Patch, cold, has_holes, numbers_of
 from packhorse.snapshot.manifest import Directory, File, Manifest
 from packhorse.snapshot.reader import Tree, own_bytes
 from packhorse.snapshot.scan import readable, signature_of
-from packhorse.snapshot.writer import content_of, placed_by
+from packhorse.snapshot.writer import placed_by
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
@@ -158,8 +159,7 @@ class _Restore:
         if self.late and not self.only:
             self._fill_late()
             self._record()
-        if self.opening is not None:
-            self.opening.ended()
+            self._told()
         return self.result
 
     def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
@@ -199,6 +199,7 @@ class _Restore:
             self._remember_packages(packages)
         publication.remember()
         arriving.remove(self.root)
+        self._told()
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""
@@ -378,6 +379,10 @@ class _Restore:
     def _start(self) -> None:
         if self.opening is not None:
             self.opening.start(self.result)
+
+    def _told(self) -> None:
+        if self.opening is not None:
+            self.opening.arrived()
 
     # --- code for other GPUs ---
 

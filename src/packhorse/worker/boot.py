@@ -230,12 +230,9 @@ class Boot:
         known = {opened.path for opened in before}
         files = refined(before, early.restorer.used(self.setup.root.path, known))
         if files != tuple(before):
+            self.profile = profiles.Profile(name=early.name, command=early.command, files=files)
             with contextlib.suppress(StorageError):
-                profiles.write(
-                    self.setup.store,
-                    self.config.storage.tag,
-                    profiles.Profile(name=early.name, command=early.command, files=files),
-                )
+                profiles.write(self.setup.store, self.config.storage.tag, self.profile)
 
     def _instead(self, error: PackhorseError, snapshot: str) -> BootFacts:
         """What to do when the snapshot cannot be restored: fail, or install where the configuration says so."""
