@@ -38,6 +38,7 @@ from packhorse.transfer.merge import Plan, Standing, plan
 from packhorse.transfer.opening import Gate, Held, Opening, PullResult
 from packhorse.transfer.publication import Publication, target_here
 from packhorse.transfer.union import Winner, union
+from packhorse.watch import processors
 from packhorse.watch.memory import peak
 
 MARGIN = 64 << 20
@@ -403,7 +404,9 @@ class _Restore:
         self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self.late else ())
 
     def _fill_late(self) -> None:
-        """When all else is there, and recorded: the code for other GPUs."""
+        """When all else is there, and recorded: the code for other GPUs. Nobody waits for it."""
+        if self.opening is not None:
+            processors.step_back()
         del self.local.index  # some 50 MB for 40,000 files, and the buffers for frames come on top
         if self._fill(self.late):
             self.late = set()
