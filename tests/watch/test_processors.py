@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,18 @@ def test_the_quota_of_a_container_counts_by_version_2_and_1_rounded_up(tmp_path:
         ]
     ):
         assert _seen(tmp_path / str(number), files) == expected, files
+
+
+def test_who_steps_back_does_so_alone() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    told = []
+
+    def step_back() -> None:
+        processors.step_back()
+        told.append(os.getpriority(os.PRIO_PROCESS, 0))
+
+    thread = threading.Thread(target=step_back)
+    thread.start()
+    thread.join()
+    assert told == [max(before, 10)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -12,6 +12,8 @@ import msgspec
 
 MOST_FILES = 2000
 """A profile names no more."""
+UNCALLED = 1 << 20
+"""Ranks from here on are of what nobody is expected to open soon."""
 _DIRECTORIES = (b"packages", b"deps", b"models", b"pip")
 _STATIC = (b".a", b".lib")
 """Static libraries: only compilers read them."""
@@ -27,7 +29,8 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
 def ranks(paths: Iterable[bytes], profile: Sequence[Opened] = ()) -> dict[bytes, int]:
     """The rank of each large file, 0 for the one to restore first.
 
-    Those of the profile in its order; then packages, deps, models and pip, each by path; static libraries last.
+    Those of the profile in its order; then packages, deps, models and pip, each by path; static libraries last. Where
+    there is a profile, what it does not name has ranks from UNCALLED on.
     """
     known = {opened.path: number for number, opened in reversed(list(enumerate(profile)))}
 
@@ -36,7 +39,10 @@ def ranks(paths: Iterable[bytes], profile: Sequence[Opened] = ()) -> dict[bytes,
         directory = _DIRECTORIES.index(first) if first in _DIRECTORIES else len(_DIRECTORIES)
         return known.get(path, math.inf), path.endswith(_STATIC), directory, path
 
-    return {path: rank for rank, path in enumerate(sorted(set(paths), key=key))}
+    return {
+        path: rank if path in known or not known else UNCALLED + rank
+        for rank, path in enumerate(sorted(set(paths), key=key))
+    }
 
 
 def refined(profile: Sequence[Opened], wanted: Iterable[tuple[bytes, float]]) -> tuple[Opened, ...]:

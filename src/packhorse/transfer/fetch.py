@@ -24,6 +24,7 @@ from packhorse.errors import MEND, IntegrityError
 from packhorse.progress import Progress
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Frame
+from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.writer import Placed
 from packhorse.store import condemned
 from packhorse.store.objects import NotFoundError, Store, UnreachableError
@@ -60,7 +61,7 @@ class Job:
     frame: Frame
     placed: Placed
     rank: int = 0
-    """Lower ones are asked for first."""
+    """Lower ones are asked for first. From UNCALLED on they are written behind the work of other processes."""
 
 
 class Wanted:
@@ -333,8 +334,12 @@ def _heard(task: asyncio.Task[memoryview]) -> None:
 
 
 def _write_what_comes(store: Store, line: _Line, progress: Progress) -> None:
+    first = True
     while (item := line.arrived.get()) is not None:
         batch, content = item
+        if first and batch.jobs[0].rank >= UNCALLED:
+            processors.step_back()
+            first = False
         for job in batch.jobs:
             start = job.placed.offset - batch.start
             _put(store, job, content[start : start + job.placed.length], progress)

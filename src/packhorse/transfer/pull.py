@@ -25,6 +25,7 @@ from packhorse.root import Root, State
 from packhorse.snapshot.contents import content_of
 from packhorse.snapshot.holes import Patch, cold, has_holes, numbers_of
 from packhorse.snapshot.manifest import Directory, File, Manifest
+from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_bytes
 from packhorse.snapshot.scan import readable, signature_of
 from packhorse.snapshot.writer import placed_by
@@ -38,7 +39,6 @@ from packhorse.transfer.merge import Plan, Standing, plan
 from packhorse.transfer.opening import Gate, Held, Opening, PullResult
 from packhorse.transfer.publication import Publication, target_here
 from packhorse.transfer.union import Winner, union
-from packhorse.watch import processors
 from packhorse.watch.memory import peak
 
 MARGIN = 64 << 20
@@ -404,15 +404,15 @@ class _Restore:
         self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self.late else ())
 
     def _fill_late(self) -> None:
-        """When all else is there, and recorded: the code for other GPUs. Nobody waits for it."""
-        if self.opening is not None:
-            processors.step_back()
+        """When all else is there, and recorded: the code for other GPUs."""
         del self.local.index  # some 50 MB for 40,000 files, and the buffers for frames come on top
-        if self._fill(self.late):
+        if self._fill(self.late, rank=UNCALLED if self.opening is not None else 0):
             self.late = set()
             self.state = msgspec.structs.replace(self.state, gpus=())
 
-    def _fill(self, numbers: Collection[int], paths: Collection[bytes] | None = None) -> bool:
+    def _fill(
+        self, numbers: Collection[int], paths: Collection[bytes] | None = None, *, rank: int = 0
+    ) -> bool:
         """Fill in frames of `packages/`, in the files `paths` only if they are given. False where a file that changed
         here still lacks some."""
         if not numbers:
@@ -427,7 +427,7 @@ class _Restore:
         )
         self.result.transferred_bytes += self.fetch(
             [
-                Job(patch, number, manifest.frames[number], placed[manifest.frames[number].digest])
+                Job(patch, number, manifest.frames[number], placed[manifest.frames[number].digest], rank)
                 for number in numbers
             ]
         )

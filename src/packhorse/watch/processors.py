@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 
 _BEHIND = 10
-"""A nice value: a process that computes gets nine times as much of a processor that both want (sched(7))."""
+"""A nice value: who computes at 0 gets nine times as much of a processor that both want (sched(7))."""
 
 
 def usable() -> int:
@@ -26,10 +27,10 @@ def usable() -> int:
 
 
 def step_back() -> None:
-    """Let other processes have the processors first, from now on and for good: all threads of this one."""
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(ProcessLookupError):  # it ended
-            os.setpriority(os.PRIO_PROCESS, int(thread), _BEHIND)
+    """Let others have the processors first, from now on and for good: only for the thread that calls this."""
+    os.setpriority(
+        os.PRIO_PROCESS, threading.get_native_id(), _BEHIND
+    )  # of one thread on Linux: setpriority(2)
 
 
 def _quota_v2() -> tuple[int, int]:
