@@ -6,7 +6,6 @@ that cover their file and lie inside their frames. `docs/reference/format.md` de
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -339,7 +338,8 @@ def members(entries: Iterable[Entry], count: int) -> list[list[Member]]:
     result: list[list[Member]] = [[] for _ in range(count)]
     for entry in entries:
         if isinstance(entry, File):
-            starts = itertools.accumulate((length for _, _, length in triples(entry.pieces)), initial=0)
-            for (frame, offset, length), start in zip(triples(entry.pieces), starts):
+            start = 0
+            for frame, offset, length in triples(entry.pieces):
                 result[frame].append(Member(entry, start, offset, length))
+                start += length
     return result
