@@ -282,13 +282,20 @@ def wrong_hash(file: str, algorithm: str, expected: str, found: str, url: str) -
 def checked(
     file: str, path: Path, hashes: Mapping[str, str], allowed: Mapping[str, Sequence[str]], url: str
 ) -> str:
-    """The SHA-256 of a file of this machine. Raises IntegrityError where it is another than was announced."""
+    """The SHA-256 of a file of this machine. Raises IntegrityError where it is another than was announced, and
+    PackhorseError where it cannot be read."""
     names = {"sha256", *allowed, *(name for name in _STRONGEST if name in hashes)}
     digests = {name: hashlib.new(name) for name in names}
-    with open(path, "rb") as content:
-        while chunk := content.read(1 << 20):
-            for digest in digests.values():
-                digest.update(chunk)
+    try:
+        with open(path, "rb") as content:
+            while chunk := content.read(1 << 20):
+                for digest in digests.values():
+                    digest.update(chunk)
+    except OSError as error:
+        raise PackhorseError(
+            f"{file} cannot be read from {path.parent}: {error.strerror}.",
+            "Put it there, or correct the requirements; a lock file is made anew by `packhorse lock`.",
+        ) from error
     found = {name: digest.hexdigest() for name, digest in digests.items()}
     for name in names & hashes.keys():
         if found[name] != hashes[name].lower():

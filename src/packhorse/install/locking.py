@@ -102,6 +102,7 @@ def make(
             fingerprint.requirements_digest(
                 environment, other.interpreter if other is not None else interpreter
             ),
+            path.parent,
             [each.name for each in last],
         )
     changed = not path.exists() or path.read_bytes() != content
