@@ -221,7 +221,10 @@ def test_a_lock_moves_together_with_the_wheels_that_it_names(
     (project.directory / "wheels" / named.name).unlink()
     refused = project("install", "--reinstall")
     assert refused.returncode == 1
-    assert f"{named.name} cannot be read from {project.directory}/wheels: No such file or directory." in refused.stderr
+    assert (
+        f"{named.name} cannot be read from {project.directory}/wheels: No such file or directory."
+        in refused.stderr
+    )
 
 
 def test_a_lock_moves_together_with_the_project_that_it_names(

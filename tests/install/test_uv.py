@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.install.conftest import Installer
-from tests.install.index import Index, Status
+from tests.install.index import Index, Status, wheel
 
 from packhorse.errors import IntegrityError, PackhorseError
 
@@ -165,6 +165,16 @@ def test_everything_of_uv_is_written_inside_the_root(index: Index, of_uv: Instal
 
     assert set(Path(of_uv.environ["HOME"]).rglob("*")) == before
     assert list(of_uv.root.tmp.iterdir()) == []
+
+
+def test_what_uv_unpacks_to_read_its_metadata_is_not_kept(of_uv: Installer, tmp_path: Path) -> None:
+    wheel(tmp_path, "local", "1.0")
+    (tmp_path / "requirements.txt").write_text(f"--no-index\n--find-links {tmp_path}\nlocal\n")
+    of_uv(
+        requirements=[str(tmp_path / "requirements.txt")], engine="uv", keep_downloads=True, verify=["local"]
+    )
+
+    assert list(of_uv.root.path.rglob("local.py")) == [of_uv.root.packages / "local.py"]
 
 
 def test_what_does_not_fit_together_is_told_and_not_tried_again(index: Index, of_uv: Installer) -> None:

@@ -156,13 +156,26 @@ def resolve(
     chosen = engine.session.tmp / "pylock.chosen.toml"
     options = options or ("--python", engine.interpreter.path)
     written = ("--format", "pylock.toml", "--output-file", str(chosen))
-    command = [uv, "pip", "compile", "--no-header", "--no-progress", "--color", "never"]
+    cache = engine.session.tmp / "resolving"
+    command = [
+        uv,
+        "pip",
+        "compile",
+        "--no-header",
+        "--no-progress",
+        "--color",
+        "never",
+        "--cache-dir",
+        str(cache),
+    ]
     command += [*written, *options, *files]
     attempts = network.Attempts(settings, engine.note, engine.sleep)
-    attempts.run(lambda timeout: _attempt(command, engine, timeout))
-    if not engine.keep_downloads:
-        # It unpacks wheels of this machine to read their metadata: they would lie beside what is installed.
-        atomic.remove_tree(Path(engine.pip_environ["UV_CACHE_DIR"]))
+    try:
+        attempts.run(lambda timeout: _attempt(command, engine, timeout))
+    finally:
+        # To read the metadata of a wheel of this machine uv unpacks the whole wheel (seen with 0.13.9): that would
+        # lie beside what is installed, and with keep-downloads in snapshots.
+        atomic.remove_tree(cache)
     return lock.chosen_by(str(chosen), target, allowed)
 
 
