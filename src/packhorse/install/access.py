@@ -15,7 +15,7 @@ import re
 import shutil
 import ssl
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -28,6 +28,12 @@ _PATIENCE = 60.0
 """Seconds that a keyring has to answer."""
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_IMPORTED = """\
+import json, keyring, sys
+found = keyring.get_credential(sys.argv[1], sys.argv[2] if sys.argv[2:] else None)
+print(json.dumps({"username": found.username, "password": found.password}))
+"""
+"""What pip's provider "import" does."""
 
 
 def pip_settings(words: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
@@ -65,6 +71,8 @@ class Access(NamedTuple):
     """The URLs of indexes without their user part, by host and port: the names that keyrings know."""
     keyring: dict[str, str] = {}  # noqa: RUF012 - one for each: access() makes it
     """What a keyring told, as the user part of a URL, by host and port; "" for nothing."""
+    python: Sequence[str] = ()
+    """The words that start the Python that runs pip."""
 
     def with_user(self, url: str) -> str:
         """`url` with the user part that was given for its host, for pip."""
@@ -82,22 +90,30 @@ class Access(NamedTuple):
         return urllib3.util.make_headers(basic_auth=_decoded(user)) if user else {}
 
     def ask_keyring(self, url: str) -> bool:
-        """Ask the program `keyring` for the host of `url`, where pip or uv are told to; whether it knows one.
+        """Ask the keyring that pip or uv are told to ask, if any, for the host of `url`; whether it knows one.
 
         Once for each host: from then on `authorization` gives what it told.
         """
         netloc = urlsplit(url).netloc
-        wanted = (self.settings.get("keyring-provider"), self.environ.get("UV_KEYRING_PROVIDER"))
-        if netloc in self.keyring or "subprocess" not in wanted:
+        if netloc in self.keyring:
             return False
         self.keyring[netloc] = ""
-        program = shutil.which("keyring", path=self.environ.get("PATH"))
         user = unquote(self.users.get(netloc, "").partition(":")[0])
-        for name in (*self.indexes.get(netloc, ()), netloc) if program else ():
-            if found := _of_keyring(str(program), name, user, self.environ):
-                self.keyring[netloc] = found
-                return True
+        for words in self._keyrings():
+            for name in (*self.indexes.get(netloc, ()), netloc):
+                if found := _of_keyring(words, name, user, self.environ):
+                    self.keyring[netloc] = found
+                    return True
         return False
+
+    def _keyrings(self) -> Iterator[Sequence[str]]:
+        """The commands to ask, without the name of what is asked for."""
+        wanted = (self.settings.get("keyring-provider"), self.environ.get("UV_KEYRING_PROVIDER"))
+        program = shutil.which("keyring", path=self.environ.get("PATH"))
+        if "subprocess" in wanted and program:
+            yield program, "--mode=creds", "--output=json", "get"  # from version 25.2 on
+        if "import" in wanted and self.python:
+            yield *self.python, "-c", _IMPORTED
 
     def _netrc(self, host: str) -> str:
         home = self.environ.get("HOME", "")
@@ -151,8 +167,16 @@ class Access(NamedTuple):
         return proxies.get(scheme) or proxies.get("all", "")
 
 
-def access(settings: Mapping[str, str], lines: Iterable[str], environ: Mapping[str, str]) -> Access:
-    """How to reach what pip's `settings`, the `lines` of requirements files and the variables of uv name."""
+def access(
+    settings: Mapping[str, str],
+    lines: Iterable[str],
+    environ: Mapping[str, str],
+    python: Sequence[str] = (),
+) -> Access:
+    """How to reach what pip's `settings`, the `lines` of requirements files and the variables of uv name.
+
+    `python` are the words that start the Python that runs pip.
+    """
     users: dict[str, str] = {}
     indexes: dict[str, tuple[str, ...]] = {}
     of_uv = [value for name, value in environ.items() if name.startswith("UV_") and "INDEX" in name]
@@ -164,15 +188,14 @@ def access(settings: Mapping[str, str], lines: Iterable[str], environ: Mapping[s
             url = f"{scheme}://{netloc}{path}"
             if url not in indexes.get(netloc, ()):
                 indexes[netloc] = (*indexes.get(netloc, ()), url)
-    return Access(users, environ, settings, indexes, {})
+    return Access(users, environ, settings, indexes, {}, python)
 
 
-def _of_keyring(program: str, name: str, user: str, environ: Mapping[str, str]) -> str:
-    """What `keyring` (25.2 or newer) has for a name, and for a user where one is known, as the user part of a URL."""
-    command = [program, "--mode=creds", "--output=json", "get", name, *([user] if user else [])]
+def _of_keyring(words: Sequence[str], name: str, user: str, environ: Mapping[str, str]) -> str:
+    """What a keyring has for a name, and for a user where one is known, as the user part of a URL."""
     try:
         answer = subprocess.run(
-            command,
+            [*words, name, *([user] if user else [])],
             env={**environ, "PYTHONIOENCODING": "utf-8"},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -61,6 +61,11 @@ class Command(NamedTuple):
     """Whether it can read a wheel's metadata by range requests."""
 
     @property
+    def python(self) -> tuple[str, ...]:
+        """The words that start the Python that it runs in: the interpreter's, which pip's --python starts by itself."""
+        return self.words[-1:] if "--python" in self.words else self.words[:2]
+
+    @property
     def reports(self) -> bool:
         """Whether it tells what it would install without downloading it (pip's changelog, 23.3)."""
         return self.version >= (23, 3)

@@ -47,7 +47,8 @@ class Resolution:
         environment = self._environment
         wheels = [text for each in environment.wheels for text in (each.url, *each.find_links)]
         texts = [*(line.text for line in self._given), *environment.dependencies, *wheels]
-        return access.access(self._engine.pip_settings, texts, self._engine.pip_environ)
+        engine = self._engine
+        return access.access(engine.pip_settings, texts, engine.pip_environ, engine.command.python)
 
     @property
     def target(self) -> lock.Target:
