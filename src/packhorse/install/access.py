@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from packhorse.errors import PackhorseError
+
 if TYPE_CHECKING:
     import urllib3
 
@@ -81,10 +83,13 @@ class Access(NamedTuple):
         return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc}")) if user else url
 
     def authorization(self, url: str) -> dict[str, str]:
-        """The header for `url`: by its host's user part in a URL, else by ~/.netrc."""
+        """The header for `url`: by its host's user part in a URL, else by ~/.netrc. For GitHub's interface its token."""
         import urllib3
 
         parts = urlsplit(url)
+        token = self.environ.get("GITHUB_TOKEN") or self.environ.get("GH_TOKEN")
+        if token and parts.hostname == urlsplit(github(self.environ)).hostname:
+            return {"Authorization": f"Bearer {token}"}
         user = self.keyring.get(parts.netloc) or self.users.get(parts.netloc)
         user = user or self._netrc(parts.hostname or "")
         return urllib3.util.make_headers(basic_auth=_decoded(user)) if user else {}
@@ -143,9 +148,15 @@ class Access(NamedTuple):
         if file is None and not _system_certificates():
             file = _pips_certificates()
         directory = file if file and os.path.isdir(file) else None
-        context = ssl.create_default_context(cafile=None if directory else file, capath=directory)
-        if client := self.settings.get("client-cert"):
-            context.load_cert_chain(client)
+        try:
+            context = ssl.create_default_context(cafile=None if directory else file, capath=directory)
+            if client := self.settings.get("client-cert"):
+                context.load_cert_chain(file := client)
+        except OSError as error:  # SSLError, too
+            raise PackhorseError(
+                f"The certificates in {file} cannot be read: {error}.",
+                "Correct PIP_CERT, pip's `cert` setting, or whatever names that file.",
+            ) from error
         trusted = self.settings.get("trusted-host", "").split()
         if netloc in trusted or netloc.rpartition(":")[0] in trusted:
             context.check_hostname = False
@@ -165,6 +176,17 @@ class Access(NamedTuple):
         if proxy_bypass_environment(host, proxies):
             return ""
         return proxies.get(scheme) or proxies.get("all", "")
+
+
+def without_user(url: str) -> str:
+    """`url` without its user part."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def github(environ: Mapping[str, str]) -> str:
+    """Where GitHub's interface for programs is."""
+    return environ.get("GITHUB_API_URL") or "https://api.github.com"
 
 
 def access(
