@@ -227,7 +227,8 @@ def test_a_page_that_does_not_come_is_given_up(notes: list[str]) -> None:
         with pytest.raises(NetworkError, match="no answer in time"):
             _fetcher(notes, attempts=1, timeout_small=0.2).offered(f"http://127.0.0.1:{port}/")
     with pytest.raises(NetworkError, match="no connection to its server"):
-        _fetcher(notes, attempts=1).offered(f"http://127.0.0.1:{port}/")
+        _fetcher(notes, attempts=2).offered(f"http://127.0.0.1:{port}/")
+    assert notes[0].startswith(f"127.0.0.1:{port}: no connection to its server; attempt 2 of 2")
 
 
 @pytest.mark.parametrize(("code", "remedy"), [(404, "Correct find-links"), (401, "~/.netrc")])

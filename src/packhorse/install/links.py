@@ -88,6 +88,8 @@ class Fetcher:
         import urllib3
 
         headers = {"Accept": accept, "User-Agent": "packhorse"}
+        parts = urlsplit(url)
+        name = _base(url) if parts.path.strip("/") else parts.netloc
         try:
             response, address = self._downloads.open(url, timeout, headers)
             with contextlib.closing(response):
@@ -100,11 +102,11 @@ class Fetcher:
             except RefusedError as refused:
                 remedy = "Name a file of certificates by PIP_CERT or SSL_CERT_FILE."
                 raise PackhorseError(_unread(url, str(refused)), remedy) from error
-            raise NetworkError(Failure("network", reason, _base(url)), _unread(url, reason), _TRY) from error
+            raise NetworkError(Failure("network", reason, name), _unread(url, reason), _TRY) from error
         if status != 200:
             reason = f"the server answered {status}"
             if may_pass(status):
-                failure = Failure("network", reason, _base(url), retry_after=retry_after(response))
+                failure = Failure("network", reason, name, retry_after=retry_after(response))
                 raise NetworkError(failure, _unread(url, reason), _TRY)
             raise PackhorseError(
                 _unread(url, reason), _CREDENTIALS if status in (401, 403, 407) else _CORRECT

@@ -36,6 +36,8 @@ _SHOWN = 10_000_000
 NEARLY_FULL = 8 << 20
 """Free bytes below which a disk is taken for the reason of a failure."""
 _LAZILY = "Obtaining dependency information from"
+_EXPERIMENT = "WARNING: pip is using lazily downloaded wheels"
+"""Said whenever it is asked to, which packhorse does: where that fails it asks otherwise."""
 _RESUMING = re.compile(r"Attempting to resume incomplete download \(([^/]+)/([^,]+),")
 
 # pip reads every option from PIP_<OPTION> too. What would install elsewhere, or nothing, or more:
@@ -221,11 +223,15 @@ class Engine:
                 self.note(f"warning: pip went on without an index that did not answer. {line}")
             return
         self.watch.look()
+        what = "resolve the requirements" if "--dry-run" in command else "install the environment"
         raise self._error(
-            network.judge(reader.output, _lines(details), reader.unfinished), ended.code, reader.too_large
+            network.judge(reader.output, _lines(details), reader.unfinished),
+            ended.code,
+            reader.too_large,
+            what,
         )
 
-    def _error(self, failure: network.Failure, code: int, too_large: bool) -> PackhorseError:
+    def _error(self, failure: network.Failure, code: int, too_large: bool, what: str) -> PackhorseError:
         """What to raise. A full disk is looked for first: pip words it as a network that broke."""
         said = f"pip's last lines were:\n{self.log.last_lines}"
         whole = f"Its whole output is in {self.log.path}."
@@ -249,7 +255,7 @@ class Engine:
             )
         how = f"exit code {code}" if code >= 0 else process.signal_name(-code)
         return PackhorseError(
-            f"pip could not install the environment ({how}). {said}",
+            f"pip could not {what} ({how}). {said}",
             f"Correct the requirements, or what pip complains about, and try again. {whole}",
         )
 
@@ -275,6 +281,8 @@ class _Reader:
         free = self._watch.look()  # at errors too: before pip removes what filled the disk
         if (arrived := network.progress(text)) is not None:
             self._advance(*arrived)
+            return
+        if text.startswith(_EXPERIMENT):
             return
         line = self._log.add(text)
         self.output.append(line)
