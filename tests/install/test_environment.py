@@ -694,7 +694,7 @@ def test_what_will_not_fit_is_told_before_a_wheel_is_fetched(
         in failed.stderr
     )
     assert "The largest are foo (65 MB)." in failed.stderr
-    assert 'profile = "slim" saves about 5 MB' in failed.stderr
+    assert 'To workers that restore it profile = "slim" saves about 5 MB.' in failed.stderr
     assert index.requests == ["foo/"]
 
 

@@ -76,7 +76,7 @@ def apply(
         _link_all(found[each.url], base, staging)
     rest = [each for each in chosen if not found[each.url]]
     wanted = [*(each for each in rest if each.is_wheel), *(each for each in last if not found[each.url])]
-    sized = {each.url: each for each in work.fitting(wanted)}
+    sized = {each.url: each for each in work.fitting(wanted, slimmed=bool(mark))}
     refused = work.bring([sized[each.url] for each in rest if each.is_wheel])
     left = [*(each for each in rest if not each.is_wheel), *refused]
 
@@ -234,8 +234,11 @@ class _Work:
         self.infos: list[str] = []
         """The dist-info of each that was unpacked."""
 
-    def fitting(self, chosen: Sequence[Chosen]) -> list[Chosen]:
-        """The wheels with their sizes. Raises NoSpaceError where it is known that they do not fit."""
+    def fitting(self, chosen: Sequence[Chosen], *, slimmed: bool) -> list[Chosen]:
+        """The wheels with their sizes. Raises NoSpaceError where it is known that they do not fit.
+
+        `slimmed` says that the slim profile is chosen; it takes files out when all are there.
+        """
         engine = self._engine
         engine.progress.stage("looking at the sizes of the wheels")
         found = sizes.sized(chosen, self._downloads, engine.session.heartbeat)
@@ -246,7 +249,8 @@ class _Work:
         if found and files + beside > free:
             largest = sorted(found, key=_unpacked, reverse=True)[:3]
             listed = ", ".join(f"{each.chosen.name} ({_mb(_unpacked(each))})" for each in largest)
-            saved = sum(file.bytes for each in found for file in each.files if slim.would_go(file.path))
+            goes = (file.bytes for each in found for file in each.files if slim.would_go(file.path))
+            saved = 0 if slimmed else sum(goes)
             raise NoSpaceError(
                 f"{engine.session.root.path} has {_mb(free)} free, but what is to be installed takes {_mb(files)}"
                 f"{which}: {_mb(files + beside - free)} are missing. The largest are {listed}.",
