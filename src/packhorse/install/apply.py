@@ -251,14 +251,15 @@ class _Work:
             listed = ", ".join(f"{each.chosen.name} ({_mb(_unpacked(each))})" for each in largest)
             goes = (file.bytes for each in found for file in each.files if slim.would_go(file.path))
             saved = 0 if slimmed else sum(goes)
+            hints = ["Free that much, or choose a root on a larger disk with --root."]
+            if self._keeps:
+                hints.append("Without keep-downloads only the largest wheel needs room.")
+            if saved:
+                hints.append(f'To workers that restore it profile = "slim" saves about {_mb(saved)}.')
             raise NoSpaceError(
                 f"{engine.session.root.path} has {_mb(free)} free, but what is to be installed takes {_mb(files)}"
                 f"{which}: {_mb(files + beside - free)} are missing. The largest are {listed}.",
-                "Free that much, or choose a root on a larger disk with --root."
-                + (" Without keep-downloads only the largest wheel needs room." if self._keeps else "")
-                + (
-                    f' profile = "slim" saves about {_mb(saved)}, but only what is restored.' if saved else ""
-                ),
+                " ".join(hints),
             )
         return [each.chosen for each in found]
 
