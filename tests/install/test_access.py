@@ -91,6 +91,22 @@ def test_a_keyring_that_pip_imports_is_asked(index: Index, installer: Installer,
     assert SECRET not in installer.log + "".join(installer.notes)
 
 
+def test_credentials_of_a_page_of_links_bring_its_wheels_and_are_never_told(
+    index: Index, installer: Installer
+) -> None:
+    index.add("foo", "1.0")
+    index.credentials = f"me:{SECRET}"
+    index.fail("foo/", Status(503))
+    page = f"{index.url.replace('://', f'://me:{SECRET}@')}foo/"
+
+    installer(wheels=[{"name": "foo", "find-links": [page]}], verify=["foo"])
+
+    assert any(note.startswith("foo/: the server answered 503; attempt 2") for note in installer.notes)
+    files = (path for path in installer.root.path.rglob("*") if path.is_file())
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+    assert SECRET not in "".join(installer.notes)
+
+
 def test_a_wrong_password_is_not_tried_again(index: Index, installer: Installer) -> None:
     index.add("foo", "1.0")
     index.credentials = "me:other"

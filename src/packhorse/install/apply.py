@@ -224,7 +224,7 @@ class _Work:
         self._directory = engine.session.root.pip / "wheels" if self._keeps else scratch / "wheels"
         self._directory.mkdir(exist_ok=True)
         self._downloads = Downloads(
-            access, engine.settings, self._note, sleep=engine.sleep, arrived=engine.progress.advance
+            access, engine.settings, engine.note, sleep=engine.sleep, arrived=engine.progress.advance
         )
         self._refused: list[Chosen] = []
         self._errors: list[BaseException] = []
@@ -332,7 +332,7 @@ class _Work:
                 if not self._keeps:
                     path.unlink()
         except RefusedError as error:
-            self._note(f"{chosen.file}: {error}; pip fetches it")
+            self._engine.note(f"{chosen.file}: {error}; pip fetches it")
             self._refused.append(chosen)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -373,10 +373,6 @@ class _Work:
         finally:
             self._writing.discard(own)
         self._engine.log.add(f"installed {chosen.name} {chosen.version} from {chosen.file}, sha256 {digest}")
-
-    def _note(self, text: str) -> None:
-        self._engine.log.add(text)
-        self._engine.note(text)
 
 
 def _beside(chosen: Chosen) -> int:
