@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.install.conftest import Installer
-from tests.install.index import Index, Status, wheel
+from tests.install.index import Index, Status, serve, wheel
 
 from packhorse.errors import IntegrityError, PackhorseError
 
@@ -58,6 +58,31 @@ def test_auto_takes_uv_where_pip_is_not_configured(index: Index, of_uv: Installe
     del of_uv.environ["PIP_INDEX_URL"]
     of_uv(dependencies=["foo"], reinstall=True)
     assert "uv pip compile" in of_uv.log
+
+
+@pytest.mark.parametrize("engine", ["auto", "pip"])
+def test_the_best_version_of_all_indexes_is_taken(
+    index: Index, of_uv: Installer, tmp_path: Path, engine: str
+) -> None:
+    """As pip does: of what both have the newest, whichever has it."""
+    (tmp_path / "other").mkdir()
+    for name, version in (("foo", "2.0"), ("bar", "1.0")):
+        index.add(name, version)
+    del of_uv.environ["PIP_INDEX_URL"], of_uv.environ["UV_DEFAULT_INDEX"]
+    (tmp_path / "requirements.txt").write_text(f"foo\nbar\nbaz\n--index-url {index.url}\n")
+    with serve(tmp_path / "other") as other:
+        for name, version in (("foo", "1.0"), ("bar", "2.0"), ("baz", "1.0")):
+            other.add(name, version)
+        with (tmp_path / "requirements.txt").open("a") as file:
+            file.write(f"--extra-index-url {other.url}\n")
+        of_uv(requirements=[str(tmp_path / "requirements.txt")], engine=engine)
+
+    assert ("engine: uv" in of_uv.log) is (engine == "auto")
+    assert {path.name for path in of_uv.root.packages.glob("*.dist-info")} == {
+        "foo-2.0.dist-info",
+        "bar-2.0.dist-info",
+        "baz-1.0.dist-info",
+    }
 
 
 def test_auto_takes_pip_where_there_is_no_uv(index: Index, of_uv: Installer, tmp_path: Path) -> None:

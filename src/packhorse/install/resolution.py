@@ -99,7 +99,11 @@ class Resolution:
         """None where uv did not find an answer and pip may."""
         environment, engine = self._environment, self._engine
         optional = environment.engine == "auto" and self._elsewhere is None
-        options = self._elsewhere.uv_options if self._elsewhere is not None else ()
+        options: tuple[str, ...] = ("--python", engine.interpreter.path)
+        if self._elsewhere is not None:
+            options = self._elsewhere.uv_options
+        if environment.engine == "auto":
+            options += uv.AS_PIP
         files = environment.requirements
         if self._has_remote or any(line.parts[0] and line.parts[1] for line in self._lines):
             files = (str(self._flat(hashes_only=False)),)

@@ -25,6 +25,8 @@ from packhorse.install.network import Failure, NetworkError
 from packhorse.install.pip import NEARLY_FULL, Engine
 from packhorse.install.requirements import Line
 
+AS_PIP = ("--index-strategy", "unsafe-best-match")
+"""Options by which the best version of all indexes is taken, as pip does; uv by itself takes the first that has any."""
 OLDEST = Version("0.7")
 """From this version on uv writes what it chose as pylock.toml."""
 
@@ -139,12 +141,12 @@ def resolve(
     settings: Network,
     target: lock.Target,
     allowed: Mapping[str, Mapping[str, frozenset[str]]],
-    options: Sequence[str] = (),
+    options: Sequence[str],
 ) -> list[Chosen]:
     """What the files `requirements` and the `lines` of another such file mean, for the Python that `target` is.
 
-    Of several files of a distribution the best that `allowed` (by name and algorithm) does not exclude. Raises
-    PackhorseError with uv's last lines.
+    Of several files of a distribution the best that `allowed` (by name and algorithm) does not exclude. `options`
+    tell uv for which Python. Raises PackhorseError with uv's last lines.
     """
     engine.progress.stage("resolving")
     files = list(requirements)
@@ -154,7 +156,6 @@ def resolve(
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         files.append(str(path))
     chosen = engine.session.tmp / "pylock.chosen.toml"
-    options = options or ("--python", engine.interpreter.path)
     written = ("--format", "pylock.toml", "--output-file", str(chosen))
     cache = engine.session.tmp / "resolving"
     command = [
