@@ -153,6 +153,7 @@ class Engine:
         command = self.command
         if not command.reports:
             return None
+        self.progress.stage("resolving")
         report = self.session.tmp / "chosen.json"
         options = ("--dry-run", "--report", str(report), *more)
         lazily = ("--use-feature", "fast-deps") if command.lazily else ()
@@ -273,7 +274,6 @@ class _Reader:
         self.unfinished: network.Download | None = None
         """A file of which not all has arrived, by the last that pip said about it."""
         self._shown = -1
-        self._progress.stage("resolving and downloading")
 
     def line(self, text: str) -> None:
         """Take the next line; pip says something at least every minute, so that the session stays alive."""

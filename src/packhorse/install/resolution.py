@@ -91,6 +91,7 @@ class Resolution:
         """Have pip install all by itself, which an old one has to."""
         options = ("--require-hashes",) if self._demands is not None else ()
         environment = self._environment
+        self._engine.progress.stage("resolving and downloading")
         self._engine.install(environment.requirements, environment.dependencies, target, *options)
 
     # --- who is asked ---
