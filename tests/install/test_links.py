@@ -241,29 +241,38 @@ def test_what_does_not_pass_is_told_at_once(index: Index, notes: list[str], code
     assert len(index.requests) == 1
 
 
-def test_certificates_are_those_that_pip_was_given(tmp_path: Path, notes: list[str]) -> None:
-    own = tmp_path / "own.pem"
-    options = [
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=test",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
-    subprocess.run(
-        ["openssl", "req", "-x509", *options, "-keyout", own, "-out", tmp_path / "certificate.pem"],
-        check=True,
-        capture_output=True,
-    )
-    certificate = tmp_path / "certificate.pem"
-    own.write_bytes(own.read_bytes() + certificate.read_bytes())
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of 127.0.0.1 that nobody trusts, with its key."""
+    directory = tmp_path_factory.mktemp("certificate")
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "certificate.pem"]
+    subprocess.run(["openssl", "req", "-x509", *options], cwd=directory, check=True, capture_output=True)
+    both = directory / "both.pem"
+    both.write_text((directory / "key.pem").read_text() + (directory / "certificate.pem").read_text())
+    return both
+
+
+def test_credentials_do_not_leave_https(
+    site: Site, certificate: Path, tmp_path: Path, notes: list[str]
+) -> None:
+    """Not to the host they are for, where a redirection leads to it in clear."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password pass\n")
+    site.pages["/page"] = ("", {})
+    environ = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null", "PIP_CERT": str(certificate)}
+    with _serve(certificate) as secure:
+        secure.pages["/"] = ("", {"Location": f"{site.url}/page"})
+        _fetcher(notes, environ).offered(f"{secure.url}/")
+
+    assert [bool(credentials) for _, credentials in (*secure.asked, *site.asked)] == [True, False]
+
+
+def test_certificates_are_those_that_pip_was_given(
+    certificate: Path, tmp_path: Path, notes: list[str]
+) -> None:
     (tmp_path / "pip.conf").write_text(f"[global]\ncert = {certificate}\n")
     home = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
-    with _serve(own) as site:
+    with _serve(certificate) as site:
         site.pages["/"] = (f"<a href='{NAME}'>x</a>", {})
         for environ in (
             {**home, "PIP_CERT": str(certificate)},

@@ -88,19 +88,22 @@ class Downloads:
     ) -> tuple[urllib3.BaseHTTPResponse, str]:
         """The answer to a GET, whatever its status, its body unread, and the URL that gave it.
 
-        Redirections are followed, each with the credentials, certificates and proxy of its host. `timeout` is in
-        seconds without a byte. Raises urllib3's HTTPError, and PackhorseError for redirections without end.
+        Redirections are followed, each with the credentials, certificates and proxy of its host; without credentials
+        once one led from https to http. `timeout` is in seconds without a byte. Raises urllib3's HTTPError, and
+        PackhorseError for redirections without end.
         """
+        private = True
         for _ in range(_REDIRECTIONS + 1):
-            response = self._request(url, timeout, headers)
-            if response.status == 401 and self._authorized(url):
+            response = self._request(url, timeout, headers, private)
+            if response.status == 401 and private and self._authorized(url):
                 response.close()
-                response = self._request(url, timeout, headers)
+                response = self._request(url, timeout, headers, private)
             target = response.get_redirect_location()
             if not target:
                 return response, url
             response.close()
-            url = without_user(urljoin(url, target))
+            before, url = url, without_user(urljoin(url, target))
+            private = private and not (before.startswith("https:") and url.startswith("http:"))
         raise PackhorseError(
             f"{without_credentials(url)} was reached by more than {_REDIRECTIONS} redirections.",
             "Correct the URL, or ask who keeps the server.",
@@ -111,15 +114,18 @@ class Downloads:
         with self._asking:  # one thread asks, the others find what it was told
             return self._access.ask_keyring(url) or bool(self._access.keyring.get(urlsplit(url).netloc))
 
-    def _request(self, url: str, timeout: float, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def _request(
+        self, url: str, timeout: float, headers: Mapping[str, str], private: bool
+    ) -> urllib3.BaseHTTPResponse:
         import urllib3
 
         host = urlsplit(url).netloc
         pool = self._pools.get(host) or self._pools.setdefault(host, self._access.pool(url))
+        authorization = self._access.authorization(url) if private else {}
         return pool.request(
             "GET",
             url,
-            headers={"Accept-Encoding": "identity", **self._access.authorization(url), **headers},
+            headers={"Accept-Encoding": "identity", **authorization, **headers},
             timeout=urllib3.Timeout(connect=min(timeout, _CONNECT), read=timeout),
             retries=False,
             redirect=False,
