@@ -1,4 +1,4 @@
-"""A package index over HTTP whose wheels are made on the fly, and that can fail in the ways networks do."""
+"""A package index over HTTP whose wheels are made on the fly, and that can fail in the ways networks do; and a project."""
 
 from __future__ import annotations
 
@@ -52,6 +52,40 @@ def wheel(
         rows.writerow([f"{info}/RECORD", "", ""])
         archive.writestr(f"{info}/RECORD", record.getvalue())
     return path
+
+
+def source(directory: Path) -> Path:
+    """Make a project in `directory`: foo 1.0, with the module `source`, which needs nothing to be built."""
+    directory.mkdir()
+    (directory / "backend.py").write_text(_BACKEND)
+    (directory / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        '[project]\nname = "foo"\nversion = "1.0"\n'
+    )
+    (directory / "source.py").write_text("where = __file__\n")
+    return directory
+
+
+_BACKEND = """
+import os, zipfile
+
+def _wheel(directory, files):
+    info = "foo-1.0.dist-info/"
+    with zipfile.ZipFile(os.path.join(directory, "foo-1.0-py3-none-any.whl"), "w") as archive:
+        archive.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: foo\\nVersion: 1.0\\n")
+        archive.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        for name, text in files.items():
+            archive.writestr(name, text)
+        names = [*files, info + "METADATA", info + "WHEEL", info + "RECORD"]
+        archive.writestr(info + "RECORD", "".join(f"{name},,\\n" for name in names))
+    return "foo-1.0-py3-none-any.whl"
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    return _wheel(directory, {"source.py": open("source.py").read()})
+
+def build_editable(directory, config_settings=None, metadata_directory=None):
+    return _wheel(directory, {"foo.pth": os.getcwd() + "\\n"})
+"""
 
 
 @dataclass(frozen=True)

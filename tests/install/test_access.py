@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import venv
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,41 @@ def test_credentials_work_and_reach_neither_log_nor_messages_nor_files(
     assert SECRET not in installer.log + str(raised.value) + "".join(installer.notes)
     files = (path for path in installer.root.path.rglob("*") if path.is_file())
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
+
+
+def test_a_keyring_that_pip_imports_is_asked(index: Index, installer: Installer, tmp_path: Path) -> None:
+    """The package `keyring` in the environment that pip runs in; the wheel is not handed to pip."""
+    venv.create(tmp_path / "worker", symlinks=True, with_pip=True)
+    [packages] = (tmp_path / "worker" / "lib").glob("python*/site-packages")
+    (packages / "keyring.py").write_text(
+        f"import collections\nknown = {{{index.url!r}: collections.namedtuple('_', 'username password')"
+        f"('me', {SECRET!r})}}\n"
+        "def get_credential(service, username):\n    return known.get(service)\n"
+    )
+    index.add("foo", "1.0")
+    index.credentials = f"me:{SECRET}"
+    installer.environ["PIP_KEYRING_PROVIDER"] = "import"
+
+    installer(dependencies=["foo"], python=str(tmp_path / "worker/bin/python"), engine="pip", verify=["foo"])
+
+    assert not any("pip fetches it" in note for note in installer.notes)
+    assert SECRET not in installer.log + "".join(installer.notes)
+
+
+def test_credentials_of_a_page_of_links_bring_its_wheels_and_are_never_told(
+    index: Index, installer: Installer
+) -> None:
+    index.add("foo", "1.0")
+    index.credentials = f"me:{SECRET}"
+    index.fail("foo/", Status(503))
+    page = f"{index.url.replace('://', f'://me:{SECRET}@')}foo/"
+
+    installer(wheels=[{"name": "foo", "find-links": [page]}], verify=["foo"])
+
+    assert any(note.startswith("foo/: the server answered 503; attempt 2") for note in installer.notes)
+    files = (path for path in installer.root.path.rglob("*") if path.is_file())
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+    assert SECRET not in "".join(installer.notes)
 
 
 def test_a_wrong_password_is_not_tried_again(index: Index, installer: Installer) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.install.conftest import Installer
-from tests.install.index import Index, Status, wheel
+from tests.install.index import Index, Status, source, wheel
 
 from packhorse.config import Network
 from packhorse.errors import PackhorseError
@@ -248,38 +248,8 @@ def test_an_index_without_metadata_and_parts_works(index: Index, installer: Inst
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The source of a package with a module."""
-    directory = tmp_path / "source tree"
-    directory.mkdir()
-    (directory / "backend.py").write_text(_BACKEND)
-    (directory / "pyproject.toml").write_text(
-        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-        '[project]\nname = "foo"\nversion = "1.0"\n'
-    )
-    (directory / "source.py").write_text("where = __file__\n")
-    return directory
-
-
-_BACKEND = """
-import os, zipfile
-
-def _wheel(directory, files):
-    info = "foo-1.0.dist-info/"
-    with zipfile.ZipFile(os.path.join(directory, "foo-1.0-py3-none-any.whl"), "w") as archive:
-        archive.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: foo\\nVersion: 1.0\\n")
-        archive.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
-        for name, text in files.items():
-            archive.writestr(name, text)
-        names = [*files, info + "METADATA", info + "WHEEL", info + "RECORD"]
-        archive.writestr(info + "RECORD", "".join(f"{name},,\\n" for name in names))
-    return "foo-1.0-py3-none-any.whl"
-
-def build_wheel(directory, config_settings=None, metadata_directory=None):
-    return _wheel(directory, {"source.py": open("source.py").read()})
-
-def build_editable(directory, config_settings=None, metadata_directory=None):
-    return _wheel(directory, {"foo.pth": os.getcwd() + "\\n"})
-"""
+    """The source of foo 1.0."""
+    return source(tmp_path / "source tree")
 
 
 def test_editable_local_and_archived_sources_are_built_by_pip(

@@ -123,7 +123,7 @@ def test_a_file_that_became_another_while_it_was_fetched_is_fetched_whole(
     assert any("its pieces do not fit together" in note for note in fetch.notes)
 
 
-@pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504, 522])
 def test_answers_that_may_pass_are_asked_again(fetch: Client, index: Index, code: int) -> None:
     index.fail(FILE, Status(code), Status(code))
 
@@ -219,6 +219,39 @@ def test_credentials_go_along_from_a_url_of_the_same_host(fetch: Client, index: 
     assert fetch(settings={"index-url": f"http://some%20user:p%40ss@{index.host}/simple"}) == CONTENT
 
 
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirections_are_followed_when_a_download_goes_on_too(
+    fetch: Client, index: Index, code: int
+) -> None:
+    """As those of releases and of storage behind signed URLs."""
+    again = Status(code, {"Location": f"/files/{FILE}"})
+    index.fail("latest.whl", again, again)
+    index.fail(FILE, Cut(1_200_000))
+
+    assert fetch(url=f"http://{index.host}/latest.whl") == CONTENT
+    assert index.requests == ["latest.whl", FILE] * 2
+    assert any("at 1,200,000 of 3,000,000 bytes" in note for note in fetch.notes)
+
+
+def test_redirections_without_end_are_told(fetch: Client, index: Index) -> None:
+    index.fail(FILE, *[Status(302, {"Location": f"/files/{FILE}"})] * 20)
+
+    with pytest.raises(PackhorseError, match="was reached by more than 10 redirections"):
+        fetch()
+    assert fetch.waits == []
+
+
+def test_credentials_do_not_go_along_with_a_redirection(fetch: Client, index: Index) -> None:
+    """localhost is another name than 127.0.0.1, where they are for."""
+    index.credentials = "me:hunter2"
+    away = f"http://localhost:{index.host.rpartition(':')[2]}/files/{FILE}"
+    index.fail(FILE, Status(302, {"Location": away}))
+
+    with pytest.raises(RefusedError, match="401"):
+        fetch(settings={"index-url": f"http://me:hunter2@{index.host}/simple"})
+    assert index.requests == [FILE]
+
+
 def test_credentials_are_found_in_netrc(fetch: Client, index: Index, tmp_path: Path) -> None:
     index.credentials = "me:hunter2"
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password hunter2\n")
@@ -233,6 +266,11 @@ def test_credentials_do_not_go_to_another_host(fetch: Client, index: Index) -> N
     with pytest.raises(RefusedError, match="401"):
         fetch(settings={"index-url": "http://me:hunter2@example.org/simple"})
     assert len(index.requests) == 0
+
+
+def test_certificates_that_cannot_be_read_are_told(fetch: Client, tmp_path: Path) -> None:
+    with pytest.raises(PackhorseError, match=r"The certificates in .*gone\.pem cannot be read"):
+        fetch(settings={"cert": str(tmp_path / "gone.pem")})
 
 
 def test_a_proxy_is_used_but_not_for_hosts_without_one(fetch: Client, index: Index) -> None:

@@ -689,9 +689,31 @@ def test_what_will_not_fit_is_told_before_a_wheel_is_fetched(
     failed = _on_a_small_disk("80m", packhorse, installer, project)
 
     assert failed.returncode == 5, failed.stderr
-    assert "takes 65 MB and its largest wheel (foo-1.0-py3-none-any.whl) 65 MB besides" in failed.stderr
-    assert 'profile = "slim" makes it about 5 MB smaller' in failed.stderr
+    assert (
+        "takes 65 MB, and its largest wheel (foo-1.0-py3-none-any.whl) 65 MB while it is unpacked: "
+        in failed.stderr
+    )
+    assert "The largest are foo (65 MB)." in failed.stderr
+    assert 'To workers that restore it profile = "slim" saves about 5 MB.' in failed.stderr
     assert index.requests == ["foo/"]
+
+
+@pytest.mark.namespaces
+def test_wheels_that_are_kept_need_room_too(
+    index: Index, installer: Installer, packhorse: Packhorse, project: Path
+) -> None:
+    """Three wheels of 15 MB: their files and one of them would find room on a disk of 80 MB, all do not."""
+    for name in ("bar", "baz"):
+        index.add(name, "1.0", {f"{name}.bin": os.urandom(15_000_000)})
+    index.add("foo", "1.0", {"foo.py": "", "foo.bin": os.urandom(15_000_000)}, requires=["bar", "baz"])
+    installer.environ |= {"PACKHORSE_ENVIRONMENT_KEEP_DOWNLOADS": "true"}
+
+    failed = _on_a_small_disk("80m", packhorse, installer, project)
+
+    assert failed.returncode == 5, failed.stderr
+    assert "takes 45 MB, and the wheels that keep-downloads keeps 45 MB: " in failed.stderr
+    assert "Without keep-downloads only the largest wheel needs room." in failed.stderr
+    assert sorted(index.requests) == ["bar/", "baz/", "foo/"]
 
 
 @pytest.mark.namespaces

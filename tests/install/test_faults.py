@@ -124,6 +124,8 @@ def test_an_index_that_is_dead_for_some_attempts_is_waited_for(
 
     assert _installed(installer) == contents
     assert [int(wait) for wait in installer.waits[:3]] == [1, 2, 4]
+    assert "; attempt 4 of 5 in " in installer.notes[2]
+    assert all(note in installer.log for note in installer.notes)
 
 
 def test_an_index_that_dies_in_the_middle_of_a_wheel_is_waited_for(

@@ -15,6 +15,8 @@ from tests.install.index import Index, Status
 
 from packhorse.config import Network
 from packhorse.errors import PackhorseError
+from packhorse.install import access
+from packhorse.install.downloads import Downloads, RefusedError
 from packhorse.install.links import Fetcher, Link
 from packhorse.install.network import Attempts, NetworkError
 
@@ -73,10 +75,20 @@ def notes() -> list[str]:
     return []
 
 
-def _fetcher(notes: list[str], environ: dict[str, str] | None = None, **network: float) -> Fetcher:
-    settings = Network(**network)  # type: ignore[arg-type]
-    attempts = Attempts(settings, notes.append, lambda seconds: None)
-    return Fetcher(environ or {"HOME": "/nowhere"}, attempts, lambda: [sys.executable, "-m", "pip"])
+def _downloads(notes: list[str], environ: dict[str, str], *texts: str) -> Downloads:
+    """`texts` are what the configuration says."""
+    of_pip = access.pip_settings([sys.executable, "-m", "pip"], environ)
+    return Downloads(
+        access.access(of_pip, texts, environ), Network(), notes.append, sleep=lambda seconds: None
+    )
+
+
+def _fetcher(
+    notes: list[str], environ: dict[str, str] | None = None, *texts: str, **network: float
+) -> Fetcher:
+    environ = environ or {"HOME": "/nowhere"}
+    attempts = Attempts(Network(**network), notes.append, lambda seconds: None)  # type: ignore[arg-type]
+    return Fetcher(_downloads(notes, environ, *texts), attempts, environ)
 
 
 # --- pages and directories ---
@@ -176,6 +188,18 @@ def test_credentials_come_from_netrc_and_stay_with_their_host(
     assert [bool(credentials) for _, credentials in site.asked] == [True, False]
 
 
+def test_credentials_come_from_the_url_of_a_page_and_are_not_told(index: Index, notes: list[str]) -> None:
+    index.credentials = "me:pass"
+    index.add("foo", "1.0")
+    index.fail("foo/", Status(503))
+    page = f"{index.url.replace('://', '://me:pass@')}foo/"
+
+    [link] = _fetcher(notes, None, page).offered(page)
+
+    assert link.url.startswith(f"http://{index.host}/files/foo-1.0-py3-none-any.whl#sha256=")
+    assert len(notes) == 1 and "pass" not in notes[0]
+
+
 @pytest.mark.parametrize("fault", [Status(503), Status(429)])
 def test_what_may_pass_is_tried_again(index: Index, notes: list[str], fault: Status) -> None:
     index.add("foo", "1.0")
@@ -202,8 +226,9 @@ def test_a_page_that_does_not_come_is_given_up(notes: list[str]) -> None:
         port = silent.getsockname()[1]
         with pytest.raises(NetworkError, match="no answer in time"):
             _fetcher(notes, attempts=1, timeout_small=0.2).offered(f"http://127.0.0.1:{port}/")
-    with pytest.raises(NetworkError, match="the connection broke"):
-        _fetcher(notes, attempts=1).offered(f"http://127.0.0.1:{port}/")
+    with pytest.raises(NetworkError, match="no connection to its server"):
+        _fetcher(notes, attempts=2).offered(f"http://127.0.0.1:{port}/")
+    assert notes[0].startswith(f"127.0.0.1:{port}: no connection to its server; attempt 2 of 2")
 
 
 @pytest.mark.parametrize(("code", "remedy"), [(404, "Correct find-links"), (401, "~/.netrc")])
@@ -216,29 +241,38 @@ def test_what_does_not_pass_is_told_at_once(index: Index, notes: list[str], code
     assert len(index.requests) == 1
 
 
-def test_certificates_are_those_that_pip_was_given(tmp_path: Path, notes: list[str]) -> None:
-    own = tmp_path / "own.pem"
-    options = [
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=test",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
-    subprocess.run(
-        ["openssl", "req", "-x509", *options, "-keyout", own, "-out", tmp_path / "certificate.pem"],
-        check=True,
-        capture_output=True,
-    )
-    certificate = tmp_path / "certificate.pem"
-    own.write_bytes(own.read_bytes() + certificate.read_bytes())
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of 127.0.0.1 that nobody trusts, with its key."""
+    directory = tmp_path_factory.mktemp("certificate")
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "certificate.pem"]
+    subprocess.run(["openssl", "req", "-x509", *options], cwd=directory, check=True, capture_output=True)
+    both = directory / "both.pem"
+    both.write_text((directory / "key.pem").read_text() + (directory / "certificate.pem").read_text())
+    return both
+
+
+def test_credentials_do_not_leave_https(
+    site: Site, certificate: Path, tmp_path: Path, notes: list[str]
+) -> None:
+    """Not to the host they are for, where a redirection leads to it in clear."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password pass\n")
+    site.pages["/page"] = ("", {})
+    environ = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null", "PIP_CERT": str(certificate)}
+    with _serve(certificate) as secure:
+        secure.pages["/"] = ("", {"Location": f"{site.url}/page"})
+        _fetcher(notes, environ).offered(f"{secure.url}/")
+
+    assert [bool(credentials) for _, credentials in (*secure.asked, *site.asked)] == [True, False]
+
+
+def test_certificates_are_those_that_pip_was_given(
+    certificate: Path, tmp_path: Path, notes: list[str]
+) -> None:
     (tmp_path / "pip.conf").write_text(f"[global]\ncert = {certificate}\n")
     home = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}
-    with _serve(own) as site:
+    with _serve(certificate) as site:
         site.pages["/"] = (f"<a href='{NAME}'>x</a>", {})
         for environ in (
             {**home, "PIP_CERT": str(certificate)},
@@ -248,7 +282,10 @@ def test_certificates_are_those_that_pip_was_given(tmp_path: Path, notes: list[s
             assert [link.file for link in _fetcher(notes, environ).offered(f"{site.url}/")] == [NAME]
         with pytest.raises(PackhorseError, match="its certificate is not trusted") as caught:
             _fetcher(notes, home).offered(f"{site.url}/")
+        with pytest.raises(RefusedError, match="its certificate is not trusted"):
+            _downloads(notes, home).fetch(f"{site.url}/", tmp_path / NAME, {})
     assert "PIP_CERT" in caught.value.remedy
+    assert notes == []
 
 
 def test_the_proxy_is_the_one_that_pip_was_given(site: Site, tmp_path: Path, notes: list[str]) -> None:

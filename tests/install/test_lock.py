@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import Packhorse
 from tests.install.conftest import Installer
-from tests.install.index import Index, wheel
+from tests.install.index import Index, source, wheel
 
 from packhorse.config_values import toml
 from packhorse.errors import ConfigError, IntegrityError, PackhorseError
@@ -57,6 +57,12 @@ class Project:
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         root = ("--root", str(self._installer.root.path))
         return self._packhorse(*arguments, *root, cwd=self.directory, env=self._installer.environ)
+
+    def move(self, directory: Path) -> None:
+        """Let it lie elsewhere from now on."""
+        directory.parent.mkdir(exist_ok=True)
+        self.directory = self.directory.rename(directory)
+        self.lock = directory / self.lock.name
 
     def locked(self) -> dict[str, object]:
         done = self("lock", "--json")
@@ -177,6 +183,83 @@ def test_wheels_of_a_directory_without_hashes_are_locked_with_some(
     assert package["wheels"][0]["hashes"] == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert project("install").returncode == 0
     assert (installer.root.packages / "local.py").exists()
+
+
+@pytest.mark.parametrize("engine", ["pip", "uv"])
+def test_a_lock_moves_together_with_the_wheels_that_it_names(
+    index: Index, installer: Installer, project: Project, tmp_path: Path, engine: str
+) -> None:
+    """Found by a page of links, named by a requirement or as an extra wheel: none by where it lay."""
+    links, extra = project.directory / "wheels", project.directory / "more wheels"
+    for directory in (links, extra):
+        directory.mkdir()
+    wheel(links, "linked", "1.0", requires=["named"])
+    named = wheel(links, "named", "1.0")
+    by_path = wheel(extra, "by-path", "1.0")
+    wheel(extra, "by-links", "1.0")
+    project.require("--no-index", "--find-links wheels", "linked", f"./wheels/{named.name}")
+    project.wheels(
+        f'name = "by-path"\npath = "more wheels/{by_path.name}"\n'
+        '[[environment.wheels]]\nname = "by-links"\nfind-links = ["more wheels"]\n'
+    )
+    project.environ |= {"PACKHORSE_ENVIRONMENT_ENGINE": engine}
+    project.locked()
+    lock = project.lock.read_bytes()
+    assert str(tmp_path) not in lock.decode()
+    assert f'path = "more wheels/{by_path.name}"' in lock.decode()
+
+    project.move(tmp_path / "elsewhere" / "deeper")
+    done = project("install", "--locked", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["distributions"] == 4
+    assert index.requests == []
+    assert project.locked()["changed"] is False
+    project.move(tmp_path / "back")
+    assert json.loads(project("install", "--json").stdout)["installed"] is False
+
+    (project.directory / "wheels" / named.name).unlink()
+    refused = project("install", "--reinstall")
+    assert refused.returncode == 1
+    assert (
+        f"{named.name} cannot be read from {project.directory}/wheels: No such file or directory."
+        in refused.stderr
+    )
+
+
+def test_a_lock_moves_together_with_the_project_that_it_names(
+    installer: Installer, project: Project, tmp_path: Path
+) -> None:
+    source(project.directory / "source")
+    project.require("--editable ./source")
+    project.locked()
+    assert 'path = "source"' in project.lock.read_text()
+
+    project.move(tmp_path / "elsewhere" / "deeper")
+    assert project("install", "--locked").returncode == 0
+    assert (installer.root.packages / "foo.pth").read_text() == f"{project.directory}/source\n"
+
+
+def test_a_lock_that_names_a_wheel_by_the_url_of_its_file_is_taken(
+    installer: Installer, tmp_path: Path
+) -> None:
+    links = tmp_path / "far wheels"
+    links.mkdir()
+    path = wheel(links, "foo", "1.0")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    lock = _locked(
+        tmp_path,
+        f'''
+        [[packages]]
+        name = "foo"
+        version = "1.0"
+        [[packages.wheels]]
+        url = "{path.as_uri()}"
+        hashes = {{sha256 = "{digest}"}}
+        ''',
+    )
+
+    assert installer(lock=lock, verify=["foo"]).distributions == 1
 
 
 @pytest.mark.parametrize("engine", ["pip", "uv"])

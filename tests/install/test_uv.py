@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.install.conftest import Installer
-from tests.install.index import Index, Status
+from tests.install.index import Index, Status, serve, wheel
 
 from packhorse.errors import IntegrityError, PackhorseError
 
@@ -58,6 +58,31 @@ def test_auto_takes_uv_where_pip_is_not_configured(index: Index, of_uv: Installe
     del of_uv.environ["PIP_INDEX_URL"]
     of_uv(dependencies=["foo"], reinstall=True)
     assert "uv pip compile" in of_uv.log
+
+
+@pytest.mark.parametrize("engine", ["auto", "pip"])
+def test_the_best_version_of_all_indexes_is_taken(
+    index: Index, of_uv: Installer, tmp_path: Path, engine: str
+) -> None:
+    """As pip does: of what both have the newest, whichever has it."""
+    (tmp_path / "other").mkdir()
+    for name, version in (("foo", "2.0"), ("bar", "1.0")):
+        index.add(name, version)
+    del of_uv.environ["PIP_INDEX_URL"], of_uv.environ["UV_DEFAULT_INDEX"]
+    (tmp_path / "requirements.txt").write_text(f"foo\nbar\nbaz\n--index-url {index.url}\n")
+    with serve(tmp_path / "other") as other:
+        for name, version in (("foo", "1.0"), ("bar", "2.0"), ("baz", "1.0")):
+            other.add(name, version)
+        with (tmp_path / "requirements.txt").open("a") as file:
+            file.write(f"--extra-index-url {other.url}\n")
+        of_uv(requirements=[str(tmp_path / "requirements.txt")], engine=engine)
+
+    assert ("engine: uv" in of_uv.log) is (engine == "auto")
+    assert {path.name for path in of_uv.root.packages.glob("*.dist-info")} == {
+        "foo-2.0.dist-info",
+        "bar-2.0.dist-info",
+        "baz-1.0.dist-info",
+    }
 
 
 def test_auto_takes_pip_where_there_is_no_uv(index: Index, of_uv: Installer, tmp_path: Path) -> None:
@@ -165,6 +190,16 @@ def test_everything_of_uv_is_written_inside_the_root(index: Index, of_uv: Instal
 
     assert set(Path(of_uv.environ["HOME"]).rglob("*")) == before
     assert list(of_uv.root.tmp.iterdir()) == []
+
+
+def test_what_uv_unpacks_to_read_its_metadata_is_not_kept(of_uv: Installer, tmp_path: Path) -> None:
+    wheel(tmp_path, "local", "1.0")
+    (tmp_path / "requirements.txt").write_text(f"--no-index\n--find-links {tmp_path}\nlocal\n")
+    of_uv(
+        requirements=[str(tmp_path / "requirements.txt")], engine="uv", keep_downloads=True, verify=["local"]
+    )
+
+    assert list(of_uv.root.path.rglob("local.py")) == [of_uv.root.packages / "local.py"]
 
 
 def test_what_does_not_fit_together_is_told_and_not_tried_again(index: Index, of_uv: Installer) -> None:

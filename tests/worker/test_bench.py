@@ -99,7 +99,7 @@ def test_each_step_begins_with_an_empty_root_and_is_told(
         assert 5_000_000 < steps[name]["fetched_bytes"] < 5_100_000
         assert 5_000_000 < steps[name]["disk_bytes"] < 5_500_000
     assert steps["install"]["fetched_bytes"] is None
-    assert 3_000_000 < steps["install"]["disk_bytes"] < 3_500_000, "pip brings no models"
+    assert 3_000_000 < steps["install"]["disk_bytes"] < 3_500_000, "an installation brings no models"
     table = packhorse("bench", "--no-install").stdout
     assert "restore, then the command" in table
     assert "import module" in table
@@ -128,6 +128,23 @@ def test_the_command_runs_in_the_restored_environment_and_in_the_installed_one(
     files = (tmp_path / "said").read_text().splitlines()
     assert [Path(file).parts[-2:] for file in files] == [("packages", "module.py")] * 2
     assert all(file.startswith(str(pushed / "tmp")) for file in files)
+
+
+def test_a_locked_environment_is_installed_as_it_was_locked(
+    bench: Bench, packhorse: Packhorse, index: Index, tmp_path: Path, root_path: Path
+) -> None:
+    with (tmp_path / "packhorse.toml").open("r+") as file:
+        text = file.read().replace("[environment]", '[environment]\nlock = "pylock.toml"')
+        file.seek(0)
+        file.write(text)
+    for command in ("lock", "install", "push"):
+        assert packhorse(command).returncode == 0
+    index.add("module", "2")
+    index.requests.clear()
+
+    bench()
+
+    assert index.requests == ["module-1-py3-none-any.whl"]
 
 
 def test_the_last_run_is_shown_beside(bench: Bench, pushed: Path, packhorse: Packhorse) -> None:

@@ -1,4 +1,4 @@
-"""`packhorse bench`: what a start costs on this worker, restored and by a plain pip install."""
+"""`packhorse bench`: what a start costs on this worker, restored and installed anew."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rounds", type=click.IntRange(1, 100), default=1, show_default=True, help="How often each step is run."
 )
-@click.option("--no-install", is_flag=True, help="Leave out the plain pip install.")
+@click.option("--no-install", is_flag=True, help="Leave out the installation.")
 @click.option("--gpu-price", type=click.FloatRange(0), help="US dollars for an hour of this worker.")
 @click.option(
     "--egress-price",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def command(
     rounds: int, no_install: bool, gpu_price: float | None, egress_price: float | None, words: tuple[str, ...]
 ) -> None:
-    """Measure a restore, a cold start (restore, then CMD) and a plain pip install (then CMD), each on an empty root.
+    """Measure a restore, a cold start (restore, then CMD) and an installation (then CMD), each on an empty root.
 
     Without CMD the first module of environment.verify is imported. Everything is written below the root's tmp/ and
     removed in the end; the root's packages and the store stay as they are.
@@ -65,7 +65,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 _TITLES = {
     "pull": "restore",
     "start": "restore, then the command",
-    "install": "pip install, then the command",
+    "install": "install, then the command",
 }
 
 

@@ -15,9 +15,11 @@ import re
 import shutil
 import ssl
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from packhorse.errors import PackhorseError
 
 if TYPE_CHECKING:
     import urllib3
@@ -28,6 +30,12 @@ _PATIENCE = 60.0
 """Seconds that a keyring has to answer."""
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_IMPORTED = """\
+import json, keyring, sys
+found = keyring.get_credential(sys.argv[1], sys.argv[2] if sys.argv[2:] else None)
+print(json.dumps({"username": found.username, "password": found.password}))
+"""
+"""What pip's provider "import" does."""
 
 
 def pip_settings(words: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
@@ -65,6 +73,8 @@ class Access(NamedTuple):
     """The URLs of indexes without their user part, by host and port: the names that keyrings know."""
     keyring: dict[str, str] = {}  # noqa: RUF012 - one for each: access() makes it
     """What a keyring told, as the user part of a URL, by host and port; "" for nothing."""
+    python: Sequence[str] = ()
+    """The words that start the Python that runs pip."""
 
     def with_user(self, url: str) -> str:
         """`url` with the user part that was given for its host, for pip."""
@@ -73,31 +83,42 @@ class Access(NamedTuple):
         return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc}")) if user else url
 
     def authorization(self, url: str) -> dict[str, str]:
-        """The header for `url`: by its host's user part in a URL, else by ~/.netrc."""
+        """The header for `url`: by its host's user part in a URL, else by ~/.netrc. For GitHub's interface its token."""
         import urllib3
 
         parts = urlsplit(url)
+        token = self.environ.get("GITHUB_TOKEN") or self.environ.get("GH_TOKEN")
+        if token and parts.hostname == urlsplit(github(self.environ)).hostname:
+            return {"Authorization": f"Bearer {token}"}
         user = self.keyring.get(parts.netloc) or self.users.get(parts.netloc)
         user = user or self._netrc(parts.hostname or "")
         return urllib3.util.make_headers(basic_auth=_decoded(user)) if user else {}
 
     def ask_keyring(self, url: str) -> bool:
-        """Ask the program `keyring` for the host of `url`, where pip or uv are told to; whether it knows one.
+        """Ask the keyring that pip or uv are told to ask, if any, for the host of `url`; whether it knows one.
 
         Once for each host: from then on `authorization` gives what it told.
         """
         netloc = urlsplit(url).netloc
-        wanted = (self.settings.get("keyring-provider"), self.environ.get("UV_KEYRING_PROVIDER"))
-        if netloc in self.keyring or "subprocess" not in wanted:
+        if netloc in self.keyring:
             return False
         self.keyring[netloc] = ""
-        program = shutil.which("keyring", path=self.environ.get("PATH"))
         user = unquote(self.users.get(netloc, "").partition(":")[0])
-        for name in (*self.indexes.get(netloc, ()), netloc) if program else ():
-            if found := _of_keyring(str(program), name, user, self.environ):
-                self.keyring[netloc] = found
-                return True
+        for words in self._keyrings():
+            for name in (*self.indexes.get(netloc, ()), netloc):
+                if found := _of_keyring(words, name, user, self.environ):
+                    self.keyring[netloc] = found
+                    return True
         return False
+
+    def _keyrings(self) -> Iterator[Sequence[str]]:
+        """The commands to ask, without the name of what is asked for."""
+        wanted = (self.settings.get("keyring-provider"), self.environ.get("UV_KEYRING_PROVIDER"))
+        program = shutil.which("keyring", path=self.environ.get("PATH"))
+        if "subprocess" in wanted and program:
+            yield program, "--mode=creds", "--output=json", "get"  # from version 25.2 on
+        if "import" in wanted and self.python:
+            yield *self.python, "-c", _IMPORTED
 
     def _netrc(self, host: str) -> str:
         home = self.environ.get("HOME", "")
@@ -127,9 +148,15 @@ class Access(NamedTuple):
         if file is None and not _system_certificates():
             file = _pips_certificates()
         directory = file if file and os.path.isdir(file) else None
-        context = ssl.create_default_context(cafile=None if directory else file, capath=directory)
-        if client := self.settings.get("client-cert"):
-            context.load_cert_chain(client)
+        try:
+            context = ssl.create_default_context(cafile=None if directory else file, capath=directory)
+            if client := self.settings.get("client-cert"):
+                context.load_cert_chain(file := client)
+        except OSError as error:  # SSLError, too
+            raise PackhorseError(
+                f"The certificates in {file} cannot be read: {error}.",
+                "Correct PIP_CERT, pip's `cert` setting, or whatever names that file.",
+            ) from error
         trusted = self.settings.get("trusted-host", "").split()
         if netloc in trusted or netloc.rpartition(":")[0] in trusted:
             context.check_hostname = False
@@ -151,8 +178,27 @@ class Access(NamedTuple):
         return proxies.get(scheme) or proxies.get("all", "")
 
 
-def access(settings: Mapping[str, str], lines: Iterable[str], environ: Mapping[str, str]) -> Access:
-    """How to reach what pip's `settings`, the `lines` of requirements files and the variables of uv name."""
+def without_user(url: str) -> str:
+    """`url` without its user part."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def github(environ: Mapping[str, str]) -> str:
+    """Where GitHub's interface for programs is."""
+    return environ.get("GITHUB_API_URL") or "https://api.github.com"
+
+
+def access(
+    settings: Mapping[str, str],
+    lines: Iterable[str],
+    environ: Mapping[str, str],
+    python: Sequence[str] = (),
+) -> Access:
+    """How to reach what pip's `settings`, the `lines` of requirements files and the variables of uv name.
+
+    `python` are the words that start the Python that runs pip.
+    """
     users: dict[str, str] = {}
     indexes: dict[str, tuple[str, ...]] = {}
     of_uv = [value for name, value in environ.items() if name.startswith("UV_") and "INDEX" in name]
@@ -164,15 +210,14 @@ def access(settings: Mapping[str, str], lines: Iterable[str], environ: Mapping[s
             url = f"{scheme}://{netloc}{path}"
             if url not in indexes.get(netloc, ()):
                 indexes[netloc] = (*indexes.get(netloc, ()), url)
-    return Access(users, environ, settings, indexes, {})
+    return Access(users, environ, settings, indexes, {}, python)
 
 
-def _of_keyring(program: str, name: str, user: str, environ: Mapping[str, str]) -> str:
-    """What `keyring` (25.2 or newer) has for a name, and for a user where one is known, as the user part of a URL."""
-    command = [program, "--mode=creds", "--output=json", "get", name, *([user] if user else [])]
+def _of_keyring(words: Sequence[str], name: str, user: str, environ: Mapping[str, str]) -> str:
+    """What a keyring has for a name, and for a user where one is known, as the user part of a URL."""
     try:
         answer = subprocess.run(
-            command,
+            [*words, name, *([user] if user else [])],
             env={**environ, "PYTHONIOENCODING": "utf-8"},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -76,7 +76,7 @@ def apply(
         _link_all(found[each.url], base, staging)
     rest = [each for each in chosen if not found[each.url]]
     wanted = [*(each for each in rest if each.is_wheel), *(each for each in last if not found[each.url])]
-    sized = {each.url: each for each in work.fitting(wanted)}
+    sized = {each.url: each for each in work.fitting(wanted, slimmed=bool(mark))}
     refused = work.bring([sized[each.url] for each in rest if each.is_wheel])
     left = [*(each for each in rest if not each.is_wheel), *refused]
 
@@ -220,10 +220,11 @@ class _Work:
 
     def __init__(self, engine: Engine, access: Access, staging: Path, scratch: Path) -> None:
         self._engine, self._staging = engine, staging
-        self._directory = engine.session.root.pip / "wheels" if engine.keep_downloads else scratch / "wheels"
+        self._keeps = engine.keep_downloads
+        self._directory = engine.session.root.pip / "wheels" if self._keeps else scratch / "wheels"
         self._directory.mkdir(exist_ok=True)
         self._downloads = Downloads(
-            access, engine.settings, self._note, sleep=engine.sleep, arrived=engine.progress.advance
+            access, engine.settings, engine.note, sleep=engine.sleep, arrived=engine.progress.advance
         )
         self._refused: list[Chosen] = []
         self._errors: list[BaseException] = []
@@ -233,28 +234,45 @@ class _Work:
         self.infos: list[str] = []
         """The dist-info of each that was unpacked."""
 
-    def fitting(self, chosen: Sequence[Chosen]) -> list[Chosen]:
-        """The wheels with their sizes. Raises NoSpaceError where it is known that they do not fit."""
+    def fitting(self, chosen: Sequence[Chosen], *, slimmed: bool) -> list[Chosen]:
+        """The wheels with their sizes. Raises NoSpaceError where it is known that they do not fit.
+
+        `slimmed` says that the slim profile is chosen; it takes files out when all are there.
+        """
         engine = self._engine
         engine.progress.stage("looking at the sizes of the wheels")
         found = sizes.sized(chosen, self._downloads, engine.session.heartbeat)
-        files = sum(file.bytes for each in found for file in each.files)
-        largest = max((each.chosen for each in found), key=_beside, default=None)
-        beside = _beside(largest) if largest is not None else 0
+        files = sum(map(_unpacked, found))
+        beside, which = self._beside_all([each.chosen for each in found])
         free = engine.watch.look()
         engine.log.add(f"wheels to bring: {len(found)}, unpacked {files} bytes; free: {free} bytes")
-        if largest is not None and files + beside > free:
-            saved = sum(file.bytes for each in found for file in each.files if slim.would_go(file.path))
-            hint = (
-                f' profile = "slim" makes it about {saved / 1e6:,.0f} MB smaller in the end.' if saved else ""
-            )
+        if found and files + beside > free:
+            largest = sorted(found, key=_unpacked, reverse=True)[:3]
+            listed = ", ".join(f"{each.chosen.name} ({_mb(_unpacked(each))})" for each in largest)
+            goes = (file.bytes for each in found for file in each.files if slim.would_go(file.path))
+            saved = 0 if slimmed else sum(goes)
+            hints = ["Free that much, or choose a root on a larger disk with --root."]
+            if self._keeps:
+                hints.append("Without keep-downloads only the largest wheel needs room.")
+            if saved:
+                hints.append(f'To workers that restore it profile = "slim" saves about {_mb(saved)}.')
             raise NoSpaceError(
-                f"{engine.session.root.path} has {free / 1e6:,.0f} MB free, but what is to be installed takes "
-                f"{files / 1e6:,.0f} MB and its largest wheel ({largest.file}) {beside / 1e6:,.0f} MB besides "
-                "while it is unpacked.",
-                f"Free some space, or choose a root on a larger disk with --root.{hint}",
+                f"{engine.session.root.path} has {_mb(free)} free, but what is to be installed takes {_mb(files)}"
+                f"{which}: {_mb(files + beside - free)} are missing. The largest are {listed}.",
+                " ".join(hints),
             )
         return [each.chosen for each in found]
+
+    def _beside_all(self, chosen: Sequence[Chosen]) -> tuple[int, str]:
+        """The most bytes that wheels take beside their files, and which these are."""
+        if self._keeps:
+            new = sum(_beside(each) for each in chosen if not (self._directory / each.file).exists())
+            return new, f", and the wheels that keep-downloads keeps {_mb(new)}" if new else ""
+        largest = max(chosen, key=_beside, default=None)
+        beside = _beside(largest) if largest is not None else 0
+        if largest is None or not beside:
+            return 0, ""
+        return beside, f", and its largest wheel ({largest.file}) {_mb(beside)} while it is unpacked"
 
     def bring(self, chosen: Sequence[Chosen]) -> list[Chosen]:
         """Install the wheels; returns those that only pip may fetch."""
@@ -306,15 +324,15 @@ class _Work:
                 self._install(chosen, chosen.local, digest)
                 return
             path = self._directory / chosen.file
-            with self._room.taken(0 if self._engine.keep_downloads else chosen.size, self._check):
+            with self._room.taken(0 if self._keeps else chosen.size, self._check):
                 digest = self._kept(chosen, path) or self._downloads.fetch(
                     chosen.url, path, chosen.hashes, chosen.size, chosen.allowed
                 )
                 self._install(chosen, path, digest)
-                if not self._engine.keep_downloads:
+                if not self._keeps:
                     path.unlink()
         except RefusedError as error:
-            self._note(f"{chosen.file}: {error}; pip fetches it")
+            self._engine.note(f"{chosen.file}: {error}; pip fetches it")
             self._refused.append(chosen)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -356,14 +374,19 @@ class _Work:
             self._writing.discard(own)
         self._engine.log.add(f"installed {chosen.name} {chosen.version} from {chosen.file}, sha256 {digest}")
 
-    def _note(self, text: str) -> None:
-        self._engine.log.add(text)
-        self._engine.note(text)
-
 
 def _beside(chosen: Chosen) -> int:
     """The bytes that a wheel takes beside its files."""
     return chosen.size if chosen.local is None else 0
+
+
+def _unpacked(sized: sizes.Sized) -> int:
+    """The bytes that a wheel's files take, with their bytecode."""
+    return sum(file.bytes for file in sized.files)
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
 
 
 def _json(document: Mapping[str, object]) -> bytes:

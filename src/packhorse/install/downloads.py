@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from packhorse.config import Network
 from packhorse.errors import IntegrityError, NoSpaceError, PackhorseError
 from packhorse.install import network
-from packhorse.install.access import Access
+from packhorse.install.access import Access, without_user
 from packhorse.install.hashes import allowed_by
 from packhorse.install.log import without_credentials
 from packhorse.install.network import Failure, NetworkError
@@ -35,7 +35,7 @@ _FURTHER = 1 << 20
 _CONNECT = 30.0
 """Seconds to wait for a connection, at most: silence says nothing about a file's size there."""
 _STRONGEST = ("sha512", "sha384", "sha256")
-_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_REDIRECTIONS = 10
 _REMEDY = "Check the network, and try again."
 
 
@@ -83,33 +83,52 @@ class Downloads:
             path.unlink(missing_ok=True)
             raise
 
-    def open(self, url: str, timeout: float, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
-        """The answer to a GET, whatever its status, its body unread; redirections are followed.
+    def open(
+        self, url: str, timeout: float, headers: Mapping[str, str]
+    ) -> tuple[urllib3.BaseHTTPResponse, str]:
+        """The answer to a GET, whatever its status, its body unread, and the URL that gave it.
 
-        `timeout` is in seconds without a byte. Raises urllib3's HTTPError.
+        Redirections are followed, each with the credentials, certificates and proxy of its host; without credentials
+        once one led from https to http. `timeout` is in seconds without a byte. Raises urllib3's HTTPError, and
+        PackhorseError for redirections without end.
         """
-        response = self._request(url, timeout, headers)
-        if response.status == 401:
-            with self._asking:  # one thread asks, the others find what it was told
-                authorized = self._access.ask_keyring(url) or bool(
-                    self._access.keyring.get(urlsplit(url).netloc)
-                )
-            if authorized:
+        private = True
+        for _ in range(_REDIRECTIONS + 1):
+            response = self._request(url, timeout, headers, private)
+            if response.status == 401 and private and self._authorized(url):
                 response.close()
-                return self._request(url, timeout, headers)
-        return response
+                response = self._request(url, timeout, headers, private)
+            target = response.get_redirect_location()
+            if not target:
+                return response, url
+            response.close()
+            before, url = url, without_user(urljoin(url, target))
+            private = private and not (before.startswith("https:") and url.startswith("http:"))
+        raise PackhorseError(
+            f"{without_credentials(url)} was reached by more than {_REDIRECTIONS} redirections.",
+            "Correct the URL, or ask who keeps the server.",
+        )
 
-    def _request(self, url: str, timeout: float, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def _authorized(self, url: str) -> bool:
+        """Whether a keyring knows the host."""
+        with self._asking:  # one thread asks, the others find what it was told
+            return self._access.ask_keyring(url) or bool(self._access.keyring.get(urlsplit(url).netloc))
+
+    def _request(
+        self, url: str, timeout: float, headers: Mapping[str, str], private: bool
+    ) -> urllib3.BaseHTTPResponse:
         import urllib3
 
         host = urlsplit(url).netloc
         pool = self._pools.get(host) or self._pools.setdefault(host, self._access.pool(url))
+        authorization = self._access.authorization(url) if private else {}
         return pool.request(
             "GET",
             url,
-            headers={"Accept-Encoding": "identity", **self._access.authorization(url), **headers},
+            headers={"Accept-Encoding": "identity", **authorization, **headers},
             timeout=urllib3.Timeout(connect=min(timeout, _CONNECT), read=timeout),
-            retries=urllib3.Retry(0, redirect=10, raise_on_redirect=True, raise_on_status=False),
+            retries=False,
+            redirect=False,
             preload_content=False,
             decode_content=False,
         )
@@ -149,7 +168,7 @@ class _Download:
         try:
             self._receive(timeout)
         except urllib3.exceptions.HTTPError as error:
-            raise self._broken(error) from error
+            raise self._failed(why(error)) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise no_space(self._path.parent, self._file) from error
@@ -164,7 +183,7 @@ class _Download:
             headers = {"Range": f"bytes={self._have}-"}
             if self._etag:
                 headers["If-Range"] = self._etag
-        response = self._downloads.open(self._url, timeout, headers)
+        response, _ = self._downloads.open(self._url, timeout, headers)
         try:
             resumed = self._begin(response)
             with open(self._path, "r+b" if resumed else "wb") as file:
@@ -199,10 +218,8 @@ class _Download:
             return False
         if status in (401, 407):
             raise RefusedError(f"the server answered {status}")
-        if status in _AGAIN or status in (206, 416):
-            raise self._failed(
-                f"the server answered {status}", _seconds(response.headers.get("Retry-After", ""))
-            )
+        if may_pass(status) or status in (206, 416):
+            raise self._failed(f"the server answered {status}", retry_after(response))
         raise PackhorseError(
             f"{self._file} cannot be downloaded: HTTP error {status} for {without_credentials(self._url)}.",
             "Correct the requirements or the index, or ask who keeps it.",
@@ -222,25 +239,6 @@ class _Download:
             raise not_allowed(self._file, self._allowed, found["sha256"], self._url)
         return found["sha256"]
 
-    def _broken(self, error: urllib3.exceptions.HTTPError) -> NetworkError:
-        """What an error of the client means. Raises RefusedError for a certificate."""
-        import urllib3.exceptions as known
-
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                raise RefusedError(f"its certificate is not trusted: {cause.verify_message}") from error
-            if isinstance(cause, known.NameResolutionError):
-                return self._failed("the name of its server is not found")
-            if isinstance(cause, (known.NewConnectionError, known.ProxyError)):
-                return self._failed("no connection to its server")
-            if isinstance(cause, (known.TimeoutError, TimeoutError)):
-                return self._failed("no answer in time")
-            cause = getattr(cause, "reason", None) if hasattr(cause, "reason") else cause.__cause__
-            if not isinstance(cause, BaseException):
-                break
-        return self._failed("the connection broke")
-
     def _failed(self, reason: str, retry_after: float = 0) -> NetworkError:
         further = self._have - self._had >= _FURTHER
         failure = Failure("network", reason, self._file, self._size, self._have, retry_after, further)
@@ -252,12 +250,39 @@ class _Download:
         )
 
 
-def _seconds(retry_after: str) -> float:
-    """Retry-After (RFC 9110, section 10.2.3) as seconds from now."""
-    if retry_after.strip().isdigit():
-        return float(retry_after)
+def why(error: urllib3.exceptions.HTTPError) -> str:
+    """What an error of the client means, as the reason of a failure that may pass. Raises RefusedError for a
+    certificate."""
+    import urllib3.exceptions as known
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise RefusedError(f"its certificate is not trusted: {cause.verify_message}") from error
+        if isinstance(cause, known.NameResolutionError):
+            return "the name of its server is not found"
+        if isinstance(cause, (known.NewConnectionError, known.ProxyError)):
+            return "no connection to its server"
+        if isinstance(cause, (known.TimeoutError, TimeoutError)):
+            return "no answer in time"
+        # urllib3 keeps what it wraps as the first argument, SSLError by that alone.
+        wrapped = (each for each in (cause.__cause__, *cause.args[:1]) if isinstance(each, BaseException))
+        cause = next(wrapped, None)
+    return "the connection broke"
+
+
+def may_pass(status: int) -> bool:
+    """Whether a server that answered so may answer otherwise a little later."""
+    return status in (408, 425, 429) or status >= 500
+
+
+def retry_after(response: urllib3.BaseHTTPResponse) -> float:
+    """Retry-After (RFC 9110, section 10.2.3) as seconds from now, 0 where it is not told."""
+    told = response.headers.get("Retry-After", "")
+    if told.strip().isdigit():
+        return float(told)
     with contextlib.suppress(TypeError, ValueError):
-        return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0)
+        return max(email.utils.parsedate_to_datetime(told).timestamp() - time.time(), 0)
     return 0
 
 
@@ -282,13 +307,20 @@ def wrong_hash(file: str, algorithm: str, expected: str, found: str, url: str) -
 def checked(
     file: str, path: Path, hashes: Mapping[str, str], allowed: Mapping[str, Sequence[str]], url: str
 ) -> str:
-    """The SHA-256 of a file of this machine. Raises IntegrityError where it is another than was announced."""
+    """The SHA-256 of a file of this machine. Raises IntegrityError where it is another than was announced, and
+    PackhorseError where it cannot be read."""
     names = {"sha256", *allowed, *(name for name in _STRONGEST if name in hashes)}
     digests = {name: hashlib.new(name) for name in names}
-    with open(path, "rb") as content:
-        while chunk := content.read(1 << 20):
-            for digest in digests.values():
-                digest.update(chunk)
+    try:
+        with open(path, "rb") as content:
+            while chunk := content.read(1 << 20):
+                for digest in digests.values():
+                    digest.update(chunk)
+    except OSError as error:
+        raise PackhorseError(
+            f"{file} cannot be read from {path.parent}: {error.strerror}.",
+            "Put it there, or correct the requirements; a lock file is made anew by `packhorse lock`.",
+        ) from error
     found = {name: digest.hexdigest() for name, digest in digests.items()}
     for name in names & hashes.keys():
         if found[name] != hashes[name].lower():

@@ -262,7 +262,7 @@ class _Installation:
             log=log,
             watch=watch,
             progress=self.progress,
-            note=self.note,
+            note=log.noting(self.note),
             holding=holding,
             keep_downloads=environment.keep_downloads,
             sleep=self.sleep,

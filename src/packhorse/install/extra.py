@@ -22,12 +22,13 @@ from packhorse.config import Wheel
 from packhorse.errors import PackhorseError
 from packhorse.install import sizes, torch_build, wheels
 from packhorse.install.accelerator import Selection, needs
-from packhorse.install.access import Access
+from packhorse.install.access import Access, without_user
 from packhorse.install.chosen import Chosen
 from packhorse.install.downloads import Downloads, RefusedError
 from packhorse.install.elsewhere import Elsewhere
-from packhorse.install.links import Link
+from packhorse.install.links import Fetcher, Link
 from packhorse.install.log import without_credentials
+from packhorse.install.network import Attempts
 from packhorse.install.pip import Engine
 from packhorse.install.torch_build import Torch
 
@@ -53,7 +54,8 @@ class Extra:
         self._elsewhere = elsewhere
         self._engine, self._asked, self._packages = engine, asked, packages
         self._downloads = Downloads(access, engine.settings, engine.note, sleep=engine.sleep)
-        self._fetcher = wheels.fetcher(engine)
+        attempts = Attempts(engine.settings, engine.note, engine.sleep)
+        self._fetcher = Fetcher(self._downloads, attempts, engine.environ)
         self._builds: dict[str, Torch] = {}
 
     @property
@@ -157,9 +159,7 @@ def _exact(wheel: Wheel, link: Link) -> Chosen:
             "Correct the name, or the file, in [[environment.wheels]].",
         )
     address, _, fragment = link.url.partition("#")
-    scheme, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    url = f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+    url = without_user(address)
     hashes = {key: value.lower() for key, value in _HASH.findall(fragment)}
     direct = {"url": without_credentials(url)}
     return Chosen(name, str(version), url, hashes, requested=True, direct=direct)

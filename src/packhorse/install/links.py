@@ -1,19 +1,15 @@
 """What a page of links, a directory or the releases of a GitHub repository offer: names of wheels and where they lie.
 
-Promises the certificates, proxies and ~/.netrc that pip would use, and one policy for a network that fails.
+Promises the certificates, proxies and credentials of any download, and one policy for a network that fails.
 Knows nothing of which wheel fits.
 """
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import os
 import re
-import ssl
-import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +18,8 @@ from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 import msgspec
 
 from packhorse.errors import PackhorseError
+from packhorse.install.access import github, without_user
+from packhorse.install.downloads import Downloads, RefusedError, may_pass, retry_after, why
 from packhorse.install.log import without_credentials
 from packhorse.install.network import Attempts, Failure, NetworkError
 
@@ -32,8 +30,6 @@ _RELEASES = re.compile(
     re.IGNORECASE,
 )
 _NEXT = re.compile(r'<([^>]+)>\s*;[^,]*rel="next"')
-_PASSING = (408, 425, 429)
-_PIP_SETTING = re.compile(r"^(global|install)\.(cert|proxy)='(.*)'$", re.MULTILINE)
 
 
 class Link(NamedTuple):
@@ -44,14 +40,11 @@ class Link(NamedTuple):
 
 
 class Fetcher:
-    """Reads pages with the settings of one environment."""
+    """Reads pages for one installation."""
 
-    def __init__(
-        self, environ: Mapping[str, str], attempts: Attempts, pip: Callable[[], Sequence[str]] = tuple
-    ) -> None:
-        """`pip` gives the words that start pip, whose configuration is asked for `cert` and `proxy`."""
-        self._environ, self._attempts, self._pip = environ, attempts, pip
-        self._opener: urllib.request.OpenerDirector | None = None
+    def __init__(self, downloads: Downloads, attempts: Attempts, environ: Mapping[str, str]) -> None:
+        """`environ` tells where GitHub's interface is."""
+        self._downloads, self._attempts, self._environ = downloads, attempts, environ
 
     def offered(self, place: str) -> list[Link]:
         """The wheels that `place`, a URL or a directory, offers.
@@ -69,8 +62,7 @@ class Fetcher:
 
     def _released(self, owner: str, repository: str, tag: str | None) -> Iterator[Link]:
         """From the interface of GitHub: its pages load their files by a script."""
-        base = self._environ.get("GITHUB_API_URL") or "https://api.github.com"
-        address = f"{base}/repos/{owner}/{repository}/releases"
+        address = f"{github(self._environ)}/repos/{owner}/{repository}/releases"
         address = f"{address}/tags/{quote(unquote(tag))}" if tag else f"{address}?per_page=50"
         while address:
             _, body, headers = self._read(address, "application/vnd.github+json")
@@ -88,59 +80,49 @@ class Fetcher:
             following = _NEXT.search(headers.get("Link", ""))
             address = following[1] if following else ""
 
-    def _read(self, url: str, accept: str) -> tuple[str, bytes, http.client.HTTPMessage]:
-        return self._attempts.run(lambda timeout: self._attempt(url, accept, timeout))
-
-    def _attempt(self, url: str, accept: str, timeout: float) -> tuple[str, bytes, http.client.HTTPMessage]:
+    def _read(self, url: str, accept: str) -> tuple[str, bytes, Mapping[str, str]]:
         """The final address, the body and the headers."""
-        shown, what = without_credentials(url), "The list of wheels at {} could not be read: {}."
-        if self._opener is None:
-            self._opener = _opener(self._environ, self._pip)
-        request = urllib.request.Request(url, headers={"Accept": accept, "User-Agent": "packhorse"})  # noqa: S310
-        if credentials := self._authorization(url):
-            request.add_unredirected_header("Authorization", credentials)
-        name = _base(url)
-        try:
-            with self._opener.open(request, timeout=timeout) as answer:
-                body: bytes = answer.read(_LARGEST + 1)
-                if len(body) > _LARGEST:
-                    raise PackhorseError(
-                        what.format(shown, "it has more than 64 MB"),
-                        "Correct find-links in the configuration.",
-                    )
-                return answer.url, body, answer.headers
-        except urllib.error.HTTPError as error:
-            reason = f"the server answered {error.code}"
-            if error.code in _PASSING or error.code >= 500:
-                raise NetworkError(
-                    Failure("network", reason, name), what.format(shown, reason), _TRY
-                ) from error
-            remedy = "Correct find-links in the configuration."
-            if error.code in (401, 403, 407):
-                remedy = "Put the credentials into ~/.netrc (for GitHub into GITHUB_TOKEN)."
-            raise PackhorseError(what.format(shown, reason), remedy) from error
-        except (OSError, http.client.HTTPException) as error:
-            cause = getattr(error, "reason", error)
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                raise PackhorseError(
-                    what.format(shown, f"its certificate is not trusted ({cause.verify_message})"),
-                    "Name a file of certificates by PIP_CERT or SSL_CERT_FILE.",
-                ) from error
-            reason = "no answer in time" if isinstance(cause, TimeoutError) else "the connection broke"
-            raise NetworkError(Failure("network", reason, name), what.format(shown, reason), _TRY) from error
+        return self._attempts.run(lambda timeout: self._attempt(without_user(url), accept, timeout))
 
-    def _authorization(self, url: str) -> str:
-        host = urlsplit(url).hostname or ""
-        token = self._environ.get("GITHUB_TOKEN") or self._environ.get("GH_TOKEN")
-        if (
-            token
-            and host == urlsplit(self._environ.get("GITHUB_API_URL") or "https://api.github.com").hostname
-        ):
-            return f"Bearer {token}"
-        return _netrc(host, self._environ)
+    def _attempt(self, url: str, accept: str, timeout: float) -> tuple[str, bytes, Mapping[str, str]]:
+        import urllib3
+
+        headers = {"Accept": accept, "User-Agent": "packhorse"}
+        parts = urlsplit(url)
+        name = _base(url) if parts.path.strip("/") else parts.netloc
+        try:
+            response, address = self._downloads.open(url, timeout, headers)
+            with contextlib.closing(response):
+                status = response.status
+                if status == 200:
+                    body = response.read(_LARGEST + 1, decode_content=True)
+        except urllib3.exceptions.HTTPError as error:
+            try:
+                reason = why(error)
+            except RefusedError as refused:
+                remedy = "Name a file of certificates by PIP_CERT or SSL_CERT_FILE."
+                raise PackhorseError(_unread(url, str(refused)), remedy) from error
+            raise NetworkError(Failure("network", reason, name), _unread(url, reason), _TRY) from error
+        if status != 200:
+            reason = f"the server answered {status}"
+            if may_pass(status):
+                failure = Failure("network", reason, name, retry_after=retry_after(response))
+                raise NetworkError(failure, _unread(url, reason), _TRY)
+            raise PackhorseError(
+                _unread(url, reason), _CREDENTIALS if status in (401, 403, 407) else _CORRECT
+            )
+        if len(body) > _LARGEST:
+            raise PackhorseError(_unread(url, "it has more than 64 MB"), _CORRECT)
+        return address, body, response.headers
+
+
+def _unread(url: str, reason: str) -> str:
+    return f"The list of wheels at {without_credentials(url)} could not be read: {reason}."
 
 
 _TRY = "Check the network, and try again."
+_CORRECT = "Correct find-links in the configuration."
+_CREDENTIALS = "Put the credentials into ~/.netrc (for GitHub into GITHUB_TOKEN)."
 
 
 class _Asset(msgspec.Struct):
@@ -189,52 +171,3 @@ def _in_directory(directory: Path) -> list[Link]:
 def _base(url: str) -> str:
     path = urlsplit(url).path
     return unquote(path.rstrip("/").rsplit("/", 1)[-1]) + ("/" if path.endswith("/") else "")
-
-
-def _opener(environ: Mapping[str, str], pip: Callable[[], Sequence[str]]) -> urllib.request.OpenerDirector:
-    """Certificates and proxy as pip would find them: its variables, its configuration, the system."""
-    settings = {"cert": environ.get("PIP_CERT", ""), "proxy": environ.get("PIP_PROXY", "")}
-    if not all(settings.values()) and (words := pip()):
-        asked = subprocess.run(
-            [*words, "config", "list"],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        # In the order of the files, of which the last counts; [install] before [global].
-        configured = {(section, key): value for section, key, value in _PIP_SETTING.findall(asked.stdout)}
-        for key, value in settings.items():
-            settings[key] = value or configured.get(("install", key)) or configured.get(("global", key), "")
-    cert = settings["cert"] or environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or ""
-    try:
-        if os.path.isdir(cert):
-            context = ssl.create_default_context(capath=cert)
-        else:
-            context = ssl.create_default_context(cafile=cert or None)
-    except (OSError, ssl.SSLError) as error:
-        raise PackhorseError(
-            f"The certificates in {cert} cannot be read: {error}.",
-            "Correct PIP_CERT or pip's `cert` setting.",
-        ) from error
-    proxies = urllib.request.getproxies()
-    if settings["proxy"]:
-        proxies |= {"http": settings["proxy"], "https": settings["proxy"]}
-    return urllib.request.build_opener(
-        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context)
-    )
-
-
-def _netrc(host: str, environ: Mapping[str, str]) -> str:
-    import base64
-    import netrc
-
-    home = environ.get("HOME") or os.path.expanduser("~")
-    try:
-        found = netrc.netrc(environ.get("NETRC") or os.path.join(home, ".netrc")).authenticators(host)
-    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
-        return ""
-    if found is None:
-        return ""
-    return "Basic " + base64.b64encode(f"{found[0]}:{found[2]}".encode()).decode()

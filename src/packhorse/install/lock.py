@@ -1,7 +1,7 @@
 """Lock files: what was chosen ⇄ pylock.toml (PEP 751), for one Python on one platform.
 
-Promises that what is read is exact: one file with a hash for each distribution, and for this Python. Reads the
-lock files of other tools too.
+Promises that what is read is exact: one file with a hash for each distribution, and for this Python; and that it can
+move together with the files of this machine that it names. Reads the lock files of other tools too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -63,9 +63,11 @@ def target(interpreter: Interpreter, environ: Mapping[str, str]) -> Target:
         ) from error
 
 
-def encoded(chosen: Sequence[Chosen], target: Target, requirements: str, last: Sequence[str] = ()) -> bytes:
-    """The lock file. `requirements` is the digest of what was resolved, kept in it, as are the names of the extra
-    wheels, which come `last`. Every wheel has a hash."""
+def encoded(
+    chosen: Sequence[Chosen], target: Target, requirements: str, directory: Path, last: Sequence[str] = ()
+) -> bytes:
+    """The lock file that will lie in `directory`. `requirements` is the digest of what was resolved, kept in it, as
+    are the names of the extra wheels, which come `last`. Every wheel has a hash."""
     import tomli_w
     from packaging import pylock
     from packaging.markers import Marker
@@ -80,45 +82,51 @@ def encoded(chosen: Sequence[Chosen], target: Target, requirements: str, last: S
         created_by="packhorse",
         requires_python=SpecifierSet(f"=={minor}.*"),
         environments=[Marker(" and ".join(f"{key} == {json.dumps(environment[key])}" for key in keys))],
-        packages=[_package(each) for each in sorted(chosen, key=lambda each: each.name)],
+        packages=[_package(each, directory) for each in sorted(chosen, key=lambda each: each.name)],
         tool={_TOOL: {"requirements": requirements, "wheels": list(last)}},
     )
     document.validate()
     return tomli_w.dumps(document.to_dict()).encode()
 
 
-def _package(chosen: Chosen) -> pylock.Package:
+def _package(chosen: Chosen, directory: Path) -> pylock.Package:
     from packaging import pylock
     from packaging.version import Version
 
     name = canonicalize_name(chosen.name)
-    url = without_credentials(chosen.url)
     direct = chosen.direct or {}
     subdirectory = direct.get("subdirectory")
     if vcs := direct.get("vcs_info"):
         repository = pylock.PackageVcs(
             type=vcs["vcs"],
-            url=url,
+            url=without_credentials(chosen.url),
             requested_revision=vcs.get("requested_revision"),
             commit_id=vcs["commit_id"],
             subdirectory=subdirectory,
         )
         return pylock.Package(name=name, vcs=repository)
-    if "dir_info" in direct:
+    path = _path(chosen.local, directory) if chosen.local is not None else None
+    if path is not None and "dir_info" in direct:
         editable = bool(direct["dir_info"].get("editable"))
-        directory = pylock.PackageDirectory(
-            path=str(chosen.local), editable=editable, subdirectory=subdirectory
-        )
-        return pylock.Package(name=name, directory=directory)
-    hashes, size = dict(chosen.hashes), chosen.size or None
+        project = pylock.PackageDirectory(path=path, editable=editable, subdirectory=subdirectory)
+        return pylock.Package(name=name, directory=project)
+    url = without_credentials(chosen.url) if path is None else None
+    version, hashes, size = Version(chosen.version), dict(chosen.hashes), chosen.size or None
     if direct:
-        archive = pylock.PackageArchive(url=url, size=size, hashes=hashes, subdirectory=subdirectory)
-        return pylock.Package(name=name, version=Version(chosen.version), archive=archive)
+        archive = pylock.PackageArchive(
+            url=url, path=path, size=size, hashes=hashes, subdirectory=subdirectory
+        )
+        return pylock.Package(name=name, version=version, archive=archive)
     if chosen.is_wheel:
-        wheel = pylock.PackageWheel(name=chosen.file, url=url, size=size, hashes=hashes)
-        return pylock.Package(name=name, version=Version(chosen.version), wheels=[wheel])
-    sdist = pylock.PackageSdist(name=chosen.file, url=url, size=size, hashes=hashes)
-    return pylock.Package(name=name, version=Version(chosen.version), sdist=sdist)
+        wheel = pylock.PackageWheel(name=chosen.file, url=url, path=path, size=size, hashes=hashes)
+        return pylock.Package(name=name, version=version, wheels=[wheel])
+    sdist = pylock.PackageSdist(name=chosen.file, url=url, path=path, size=size, hashes=hashes)
+    return pylock.Package(name=name, version=version, sdist=sdist)
+
+
+def _path(file: Path, directory: Path) -> str:
+    """Where a file of this machine lies, from the directory of the lock file (PEP 751, packages.wheels.path)."""
+    return PurePath(os.path.relpath(file, directory)).as_posix()
 
 
 def requirements_of(path: str) -> str:

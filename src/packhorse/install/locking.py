@@ -81,7 +81,7 @@ def make(
             log=log,
             watch=watch,
             progress=progress,
-            note=note,
+            note=log.noting(note),
             sleep=sleep,
         )
         resolution = Resolution(engine, environment, other)
@@ -93,7 +93,7 @@ def make(
             )
         extra = Extra(engine, environment.wheels, resolution.access, own.tmp / "target", other)
         last = _wheels(extra, chosen)
-        downloads = Downloads(resolution.access, config.network, note, sleep=sleep)
+        downloads = Downloads(resolution.access, config.network, engine.note, sleep=sleep)
         kept = [each for each in chosen if each.name not in extra.names]
         chosen = _complete([*kept, *last], downloads, own, progress)
         content = lock.encoded(
@@ -102,6 +102,7 @@ def make(
             fingerprint.requirements_digest(
                 environment, other.interpreter if other is not None else interpreter
             ),
+            path.parent,
             [each.name for each in last],
         )
     changed = not path.exists() or path.read_bytes() != content

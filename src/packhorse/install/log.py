@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from packhorse import atomic
@@ -49,6 +49,15 @@ class Log:
         if line.strip():
             self._last.append(line)
         return line
+
+    def noting(self, note: Callable[[str], None]) -> Callable[[str], None]:
+        """`note`, with all that it is told in the log as well."""
+
+        def both(text: str) -> None:
+            self.add(text)
+            note(text)
+
+        return both
 
     def begin(self, command: Sequence[str]) -> None:
         """Note that a command begins, whose lines are the last ones from now on."""

@@ -36,6 +36,8 @@ _SHOWN = 10_000_000
 NEARLY_FULL = 8 << 20
 """Free bytes below which a disk is taken for the reason of a failure."""
 _LAZILY = "Obtaining dependency information from"
+_EXPERIMENT = "WARNING: pip is using lazily downloaded wheels"
+"""Said whenever it is asked to, which packhorse does: where that fails it asks otherwise."""
 _RESUMING = re.compile(r"Attempting to resume incomplete download \(([^/]+)/([^,]+),")
 
 # pip reads every option from PIP_<OPTION> too. What would install elsewhere, or nothing, or more:
@@ -59,6 +61,11 @@ class Command(NamedTuple):
     version: tuple[int, int]
     lazily: bool = False
     """Whether it can read a wheel's metadata by range requests."""
+
+    @property
+    def python(self) -> tuple[str, ...]:
+        """The words that start the Python that it runs in: the interpreter's, which pip's --python starts by itself."""
+        return self.words[-1:] if "--python" in self.words else self.words[:2]
 
     @property
     def reports(self) -> bool:
@@ -146,6 +153,7 @@ class Engine:
         command = self.command
         if not command.reports:
             return None
+        self.progress.stage("resolving")
         report = self.session.tmp / "chosen.json"
         options = ("--dry-run", "--report", str(report), *more)
         lazily = ("--use-feature", "fast-deps") if command.lazily else ()
@@ -216,11 +224,15 @@ class Engine:
                 self.note(f"warning: pip went on without an index that did not answer. {line}")
             return
         self.watch.look()
+        what = "resolve the requirements" if "--dry-run" in command else "install the environment"
         raise self._error(
-            network.judge(reader.output, _lines(details), reader.unfinished), ended.code, reader.too_large
+            network.judge(reader.output, _lines(details), reader.unfinished),
+            ended.code,
+            reader.too_large,
+            what,
         )
 
-    def _error(self, failure: network.Failure, code: int, too_large: bool) -> PackhorseError:
+    def _error(self, failure: network.Failure, code: int, too_large: bool, what: str) -> PackhorseError:
         """What to raise. A full disk is looked for first: pip words it as a network that broke."""
         said = f"pip's last lines were:\n{self.log.last_lines}"
         whole = f"Its whole output is in {self.log.path}."
@@ -244,7 +256,7 @@ class Engine:
             )
         how = f"exit code {code}" if code >= 0 else process.signal_name(-code)
         return PackhorseError(
-            f"pip could not install the environment ({how}). {said}",
+            f"pip could not {what} ({how}). {said}",
             f"Correct the requirements, or what pip complains about, and try again. {whole}",
         )
 
@@ -262,7 +274,6 @@ class _Reader:
         self.unfinished: network.Download | None = None
         """A file of which not all has arrived, by the last that pip said about it."""
         self._shown = -1
-        self._progress.stage("resolving and downloading")
 
     def line(self, text: str) -> None:
         """Take the next line; pip says something at least every minute, so that the session stays alive."""
@@ -270,6 +281,8 @@ class _Reader:
         free = self._watch.look()  # at errors too: before pip removes what filled the disk
         if (arrived := network.progress(text)) is not None:
             self._advance(*arrived)
+            return
+        if text.startswith(_EXPERIMENT):
             return
         line = self._log.add(text)
         self.output.append(line)

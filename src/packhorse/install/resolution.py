@@ -47,7 +47,8 @@ class Resolution:
         environment = self._environment
         wheels = [text for each in environment.wheels for text in (each.url, *each.find_links)]
         texts = [*(line.text for line in self._given), *environment.dependencies, *wheels]
-        return access.access(self._engine.pip_settings, texts, self._engine.pip_environ)
+        engine = self._engine
+        return access.access(engine.pip_settings, texts, engine.pip_environ, engine.command.python)
 
     @property
     def target(self) -> lock.Target:
@@ -90,6 +91,7 @@ class Resolution:
         """Have pip install all by itself, which an old one has to."""
         options = ("--require-hashes",) if self._demands is not None else ()
         environment = self._environment
+        self._engine.progress.stage("resolving and downloading")
         self._engine.install(environment.requirements, environment.dependencies, target, *options)
 
     # --- who is asked ---
@@ -98,7 +100,11 @@ class Resolution:
         """None where uv did not find an answer and pip may."""
         environment, engine = self._environment, self._engine
         optional = environment.engine == "auto" and self._elsewhere is None
-        options = self._elsewhere.uv_options if self._elsewhere is not None else ()
+        options: tuple[str, ...] = ("--python", engine.interpreter.path)
+        if self._elsewhere is not None:
+            options = self._elsewhere.uv_options
+        if environment.engine == "auto":
+            options += uv.AS_PIP
         files = environment.requirements
         if self._has_remote or any(line.parts[0] and line.parts[1] for line in self._lines):
             files = (str(self._flat(hashes_only=False)),)

@@ -129,7 +129,7 @@ def _member(file: zipfile.ZipInfo, url: str, downloads: Downloads, total: int) -
 
 def _part(url: str, downloads: Downloads, wanted: str) -> tuple[int, bytes]:
     """The size of a file and a part of it; no part where the server has no ranges."""
-    response = downloads.open(url, _TIMEOUT, {"Range": f"bytes={wanted}"})
+    response, _ = downloads.open(url, _TIMEOUT, {"Range": f"bytes={wanted}"})
     try:
         if response.status == 200:
             return int(response.headers.get("Content-Length", 0)), b""

@@ -25,6 +25,8 @@ from packhorse.install.network import Failure, NetworkError
 from packhorse.install.pip import NEARLY_FULL, Engine
 from packhorse.install.requirements import Line
 
+AS_PIP = ("--index-strategy", "unsafe-best-match")
+"""Options by which the best version of all indexes is taken, as pip does; uv by itself takes the first that has any."""
 OLDEST = Version("0.7")
 """From this version on uv writes what it chose as pylock.toml."""
 
@@ -139,12 +141,12 @@ def resolve(
     settings: Network,
     target: lock.Target,
     allowed: Mapping[str, Mapping[str, frozenset[str]]],
-    options: Sequence[str] = (),
+    options: Sequence[str],
 ) -> list[Chosen]:
     """What the files `requirements` and the `lines` of another such file mean, for the Python that `target` is.
 
-    Of several files of a distribution the best that `allowed` (by name and algorithm) does not exclude. Raises
-    PackhorseError with uv's last lines.
+    Of several files of a distribution the best that `allowed` (by name and algorithm) does not exclude. `options`
+    tell uv for which Python. Raises PackhorseError with uv's last lines.
     """
     engine.progress.stage("resolving")
     files = list(requirements)
@@ -154,15 +156,27 @@ def resolve(
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         files.append(str(path))
     chosen = engine.session.tmp / "pylock.chosen.toml"
-    options = options or ("--python", engine.interpreter.path)
     written = ("--format", "pylock.toml", "--output-file", str(chosen))
-    command = [uv, "pip", "compile", "--no-header", "--no-progress", "--color", "never"]
+    cache = engine.session.tmp / "resolving"
+    command = [
+        uv,
+        "pip",
+        "compile",
+        "--no-header",
+        "--no-progress",
+        "--color",
+        "never",
+        "--cache-dir",
+        str(cache),
+    ]
     command += [*written, *options, *files]
     attempts = network.Attempts(settings, engine.note, engine.sleep)
-    attempts.run(lambda timeout: _attempt(command, engine, timeout))
-    if not engine.keep_downloads:
-        # It unpacks wheels of this machine to read their metadata: they would lie beside what is installed.
-        atomic.remove_tree(Path(engine.pip_environ["UV_CACHE_DIR"]))
+    try:
+        attempts.run(lambda timeout: _attempt(command, engine, timeout))
+    finally:
+        # To read the metadata of a wheel of this machine uv unpacks the whole wheel (seen with 0.13.9): that would
+        # lie beside what is installed, and with keep-downloads in snapshots.
+        atomic.remove_tree(cache)
     return lock.chosen_by(str(chosen), target, allowed)
 
 

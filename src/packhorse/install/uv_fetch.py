@@ -21,7 +21,6 @@ def fetch(engine: Engine, sources: Sequence[str]) -> str:
 
     Raises PackhorseError where no index has one for this platform, NetworkError, IntegrityError.
     """
-    engine.progress.stage("fetching uv")
     requirement = f"uv>={uv.OLDEST}"
     options = ("--no-deps", "--only-binary", ":all:")
     try:
@@ -37,7 +36,8 @@ def fetch(engine: Engine, sources: Sequence[str]) -> str:
             'environment.engine is "uv", and there is none on PATH or in deps/bin of the root.',
             'Install uv (`pip install uv`), or take engine = "auto".',
         )
-    reached = access.access(engine.pip_settings, sources, engine.pip_environ)
+    engine.progress.stage("fetching uv")
+    reached = access.access(engine.pip_settings, sources, engine.pip_environ, engine.command.python)
     downloads = Downloads(reached, engine.settings, engine.note, sleep=engine.sleep)
     path = chosen.local
     if path is None:

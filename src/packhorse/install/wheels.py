@@ -22,9 +22,8 @@ from packhorse.config import Wheel
 from packhorse.errors import PackhorseError
 from packhorse.install import symbols
 from packhorse.install.accelerator import Selection
-from packhorse.install.links import Fetcher, Link
-from packhorse.install.network import Attempts
-from packhorse.install.pip import Engine, find
+from packhorse.install.links import Link
+from packhorse.install.pip import Engine
 
 
 class Override(msgspec.Struct, frozen=True):
@@ -43,23 +42,6 @@ class Installed(NamedTuple):
     distribution: importlib.metadata.Distribution
 
 
-def install(wheels: Sequence[Wheel], engine: Engine, staging: Path, scratch: Path) -> list[Override]:
-    """Have pip bring each wheel into `staging`; `scratch` is a path beside it that does not exist yet."""
-    overrides = []
-    selection = _selection(engine, staging)
-    for wheel in wheels:
-        engine.progress.stage(f"adding the wheel {wheel.name}")
-        requirement = _requirement(wheel, selection, engine)
-        os.mkdir(scratch, 0o700)
-        engine.install((), [requirement], scratch, "--no-deps")
-        overrides += merge(scratch, staging)
-        atomic.remove_tree(scratch)
-    if overrides:
-        refuse_unloadable({override.name for override in overrides}, selection, engine, staging)
-    tell(overrides, engine)
-    return overrides
-
-
 def tell(overrides: Sequence[Override], engine: Engine) -> None:
     """Say what came instead of what."""
     for override in overrides:
@@ -74,19 +56,6 @@ def displace(name: str, directory: Path) -> None:
             _remove(found.distribution, directory)
 
 
-def fetcher(engine: Engine) -> Fetcher:
-    """What reads pages of links for an installation."""
-
-    def pip() -> Sequence[str]:
-        return find(engine.interpreter, engine.environ).words
-
-    return Fetcher(engine.environ, Attempts(engine.settings, engine.note, engine.sleep), pip)
-
-
-def _selection(engine: Engine, staging: Path) -> Selection:
-    return Selection(engine.interpreter, engine.environ, staging, engine.session.root.path, fetcher(engine))
-
-
 def link(wheel: Wheel, selection: Selection) -> tuple[Link, str]:
     """Where a wheel lies, once it is known to fit, and what is to be said of the choice.
 
@@ -99,14 +68,6 @@ def link(wheel: Wheel, selection: Selection) -> tuple[Link, str]:
     file = unquote(PurePosixPath(urlsplit(url).path).name)
     doubt = selection.doubt(file)
     return Link(file, url), f"warning: {doubt}" if doubt else ""
-
-
-def _requirement(wheel: Wheel, selection: Selection, engine: Engine) -> str:
-    """The wheel as pip takes it."""
-    found, said = link(wheel, selection)
-    if said:
-        engine.note(said)
-    return f"{wheel.name} @ {found.url}"
 
 
 def refuse_unloadable(names: set[str], selection: Selection, engine: Engine, staging: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bench: what a start of this worker costs here, restored and by a plain pip install, in time and money.
+"""Bench: what a start of this worker costs here, restored and installed anew, in time and money.
 
 Promises that nothing is written but below the root's tmp/, which is removed in the end, and one line of history; that
 the root's packages and the store are left as they are; and that each step begins with an empty root.
@@ -28,7 +28,7 @@ from packhorse.snapshot import manifest as documents
 from packhorse.store import tags
 from packhorse.transfer.pull import MARGIN, Target, find
 from packhorse.transfer.setup import Setup
-from packhorse.watch.disk import Watch, usage
+from packhorse.watch.disk import usage
 from packhorse.worker.run import OWN
 
 _HISTORY = "bench.jsonl"
@@ -69,12 +69,12 @@ class Step(msgspec.Struct):
     """One step. `seconds` is the median of `rounds`, and so is each phase."""
 
     step: str
-    """`pull` (restore), `start` (restore, then the command) or `install` (pip install, then the command)."""
+    """`pull` (restore), `start` (restore, then the command) or `install` (install, then the command)."""
     seconds: float
     rounds: list[float]
     phases: dict[str, float]
     fetched_bytes: int | None
-    """Stored bytes fetched; None for pip, which does not tell."""
+    """Stored bytes fetched; None for an installation, which has them from elsewhere."""
     disk_bytes: int
     dollars: float | None
     last: Last | None
@@ -206,38 +206,10 @@ class _Bench:
         )
 
     def install(self, own: Session, base: Path) -> _Took:
-        """Install with pip as if packhorse kept nothing, then start the command."""
-        from packhorse.install import wheels
-        from packhorse.install.log import Log
-        from packhorse.install.pip import Engine
-
-        config, environment = self.setup.config, self.setup.config.environment
-        environment.check_files()
-        root = Root.open(base)
-        with (
-            Watch(root.path) as watch,
-            Session(root) as inside,
-            contextlib.closing(Log(self.setup.root.logs, own.id)) as log,
-        ):
-            engine = Engine(
-                interpreter=self.setup.interpreter,
-                environ=self.environ,
-                directory=config.file.parent if config.file else Path.cwd(),
-                settings=config.network,
-                session=inside,
-                log=log,
-                watch=watch,
-                progress=self.progress,
-                note=lambda text: None,
-                holding=own.descriptor,
-            )
-            started = time.monotonic()
-            if environment.requirements or environment.dependencies:
-                engine.install(environment.requirements, environment.dependencies, root.packages)
-            wheels.install(environment.wheels, engine, root.packages, root.private / "wheel")
-            seconds = time.monotonic() - started
+        """Install and check as a worker does for which nothing was kept, then start the command."""
+        installed, _ = self._packhorse(own, base, "install")
         ran, _ = self._packhorse(own, base, "exec", command=self.command)
-        return _Took({"install": seconds, "command": ran}, None, usage(base).bytes)
+        return _Took({"install": installed, "command": ran}, None, usage(base).bytes)
 
     def _packhorse(
         self, own: Session, base: Path, *words: str, command: Sequence[str] = ()
@@ -294,7 +266,7 @@ def _require_space(setup: Setup, target: Target, rounds: int, *, install: bool) 
         documents.decode_manifest(tags.get_manifest(setup.store, digest), "shared").bytes
         for _, digest in snapshot.shared
     )
-    # pip has its downloads on the disk beside what it installs.
+    # A wheel lies beside its files, and one may be nearly all.
     installed = 2 * packages if install else 0
     setup.root.require_space(max(whole, installed) + MARGIN, "the largest step of the benchmark")
     disk = os.statvfs(setup.root.path)
