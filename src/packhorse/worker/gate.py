@@ -25,7 +25,7 @@ MARK = "_PACKHORSE_RESTORER"
 IMPATIENCE = 0.5
 """Seconds from SIGTERM to SIGKILL for a restorer that is needed no more."""
 _RETRY = 0.25
-"""Seconds between two attempts to renew a lease while somebody else waits for the file."""
+"""Seconds between two attempts to renew a lease that could not be renewed."""
 
 
 class Gate:
@@ -57,6 +57,8 @@ class Gate:
         """What was wanted at the last look."""
         self._refused: set[int] = set()
         """What could not be renewed; the child is stopped until it is there."""
+        self._running_since = 0.0
+        """When the command did not stop that had to, for the first time since it last did; 0 where it does."""
         self._looking = False
         self._warned = False
         self._ending = False
@@ -203,7 +205,8 @@ class Gate:
         self._wanted = wanted
         if due:
             self._renew(due)
-        pause = min(_RETRY, self._look_every) if self._refused else self._look_every
+        again = self._refused or self._running_since
+        pause = min(_RETRY, self._look_every) if again else self._look_every
         self._supervisor.at(time.monotonic() + pause, self._look)
 
     def _renew(self, numbers: Iterable[int]) -> None:
@@ -211,7 +214,12 @@ class Gate:
         restorer, stopped = self._restorer, self._supervisor.tree.stop()
         if not stopped or restorer is None:
             self._supervisor.resume()
+            now = time.monotonic()
+            self._running_since = self._running_since or now
+            if now - self._running_since > self._look_every:
+                self._fail("a process of the command does not stop, such as one that a debugger holds")
             return  # until the next look
+        self._running_since = 0.0
         self._refused = {
             number
             for number in numbers
