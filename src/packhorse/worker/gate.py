@@ -26,6 +26,8 @@ IMPATIENCE = 0.5
 """Seconds from SIGTERM to SIGKILL for a restorer that is needed no more."""
 _RETRY = 0.25
 """Seconds between two attempts to renew a lease that could not be renewed."""
+_PARTING = 1.0
+"""Seconds from the end of its link in which a restorer ends by itself."""
 
 
 class Gate:
@@ -138,8 +140,9 @@ class Gate:
                 self._link.close()
                 self._link = None
                 if self._held and not self._ending:
-                    self._soon(
-                        lambda: self._fail("the process that restores is gone") if self._held else None
+                    self._supervisor.at(
+                        time.monotonic() + _PARTING,  # it may be about to end with a code that says more
+                        lambda: self._fail("the process that restores is gone") if self._held else None,
                     )
                 return
             message, descriptors = received
