@@ -211,6 +211,7 @@ READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
         ("os.kill(os.getpid(), 9)", "was ended by signal 9"),
         ("sys.exit(6)", "ended with exit code 6"),
         ("", "ended before every file was there"),
+        ("r.link.close(); forever()", "is gone"),
     ],
 )
 def test_a_restore_that_fails_ends_the_command(gate: Run, end: str, why: str) -> None:
@@ -220,6 +221,7 @@ def test_a_restore_that_fails_ends_the_command(gate: Run, end: str, why: str) ->
     assert run.process.stdout is not None
     assert run.process.stdout.read() == b""
     assert run.errors().count("so the command was ended") == 1
+    assert why in run.errors()
     assert not alive(pid)
 
 
@@ -437,6 +439,17 @@ def test_a_command_that_a_debugger_from_outside_has_run_on_waits_or_is_ended(
     else:
         assert said == b"aaa\n"
     assert not alive(int(pid))
+
+
+def test_a_command_that_does_not_stop_in_time_is_ended(gate: Run) -> None:
+    """Before the kernel lets it through."""
+    run = gate('r.hold("a"); r.start(); forever()', *READER, env={"STOPS_WITHIN": "0"})
+    pid = int(run.line())
+    assert run.wait() == 125
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    assert run.errors().count("a process of the command does not stop") == 1
+    assert not alive(pid)
 
 
 def test_a_restore_that_fails_ends_a_command_under_a_debugger(gate: Run) -> None:
