@@ -32,15 +32,18 @@ class Holder:
     def __init__(self, patient: str = "", most: int = 1000) -> None:
         self.wanted = Wanted(patient)
         self.most = most
+        self.refused: set[bytes] = set()
+        """Files that cannot be held."""
         self.held: dict[bytes, Held] = {}
         self.order: list[bytes] = []
         """What has arrived."""
         self.on_arrival: Callable[[bytes], None] = lambda path: None
         self._news = threading.Condition()
 
-    def hold(self, files: Sequence[Held]) -> None:
-        """Remember them."""
-        self.held = {each.path: each for each in files}
+    def hold(self, files: Sequence[Held]) -> set[bytes]:
+        """Remember them, but for those that are to be refused."""
+        self.held |= {each.path: each for each in files if each.path not in self.refused}
+        return {each.path for each in files} & self.refused
 
     def arrived(self, path: bytes, descriptor: int) -> None:
         """Let go of a file."""

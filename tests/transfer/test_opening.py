@@ -131,6 +131,25 @@ def test_an_early_start_is_once_and_finds_small_files_and_the_places_of_large_on
     _complete(here, first)
 
 
+def test_files_that_cannot_be_held_are_there_at_the_start_and_the_others_come_later(
+    first: Worker, here: Worker
+) -> None:
+    holder = Holder("never")
+    refused = ["packages/a.so", "packages/equal1", "packages/some zeros", "models/first"]
+    holder.refused = set(map(os.fsencode, refused))
+
+    def start() -> None:
+        for name in (*refused, "packages/equal2", "models/name of first"):
+            assert (here.path / name).read_bytes() == (first.path / name).read_bytes()
+            assert _facts(here.path / name) == _facts(first.path / name)
+        assert not any((here.path / "packages/b.so").read_bytes())
+        holder.release()
+
+    opened(here, holder, start)
+    assert not holder.refused & set(holder.order)
+    _complete(here, first)
+
+
 def test_a_ready_start_finds_everything(first: Worker, here: Worker) -> None:
     starts = []
 
@@ -282,9 +301,9 @@ def test_a_file_that_appeared_meanwhile_is_kept(first: Worker, here: Worker) -> 
     holder = Holder()
     hold = holder.hold
 
-    def appears(files: Any) -> None:
-        hold(files)
+    def appears(files: Any) -> set[bytes]:
         here.write("models/first", b"mine")
+        return hold(files)
 
     holder.hold = appears  # type: ignore[method-assign]
     assert "models/first" in opened(here, holder).kept

@@ -14,12 +14,14 @@ import pytest
 from tests.conftest import Packhorse
 from tests.install.index import serve
 from tests.snapshot.fatbins import Section, code, container, library
+from tests.transfer.openings import killed
 from tests.transfer.workers import Worker, persistent, settle
 from tests.worker.conftest import Start, Started, alive, python, status, until
 
 from packhorse import profile_name
 from packhorse.config import Storage
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.order import Opened
 from packhorse.snapshot.writer import placed_by
 from packhorse.store import profiles, tags
 
@@ -145,6 +147,27 @@ def test_a_large_program_of_the_environment_can_be_executed(start: Start, first:
     run = start("run", "--", "sh", "-c", '"$PACKHORSE_ROOT/packages/program" there')
     assert run.line() == "there"
     assert run.wait() == 0, run.errors()
+
+
+def test_a_file_that_somebody_has_open_comes_before_the_start_and_the_others_after_it(
+    start: Start, here: Worker, first: Worker
+) -> None:
+    """Here one of those that a killed start left, which the next goes on with."""
+    assert here.root
+    killed(here, "held")
+    program = f"{READS}say(*(name for name in {LARGE} if not os.stat(os.path.join(root, name)).st_blocks))"
+    with (here.root.staging / "packages/data").open("rb"):
+        run = start("run", *python(f"{program}\nread('packages/data'); read('models/first')"))
+        assert run.line().split() == [name for name in LARGE if name != "packages/data"]
+        assert [run.line(), run.line()] == [
+            _digest(first, name) for name in ("packages/data", "models/first")
+        ]
+        assert run.wait() == 0
+    assert (
+        run.errors().count("packages/data cannot be held back until it is there (somebody has it open)") == 1
+    )
+    assert run.errors().count("warning") == 1
+    _next_run_completes(start, here, first)
 
 
 def test_the_status_file_tells_how_far_the_restore_is(
@@ -401,6 +424,30 @@ def test_what_was_waited_for_comes_first_the_next_time(start: Start, here: Worke
     kept = profiles.read(first.store, "main", name, lambda text: None)
     assert kept is not None
     assert [opened.path for opened in kept.files] == [opened.path for opened in stored.files]
+
+
+def test_a_command_goes_by_the_profile_that_is_named_and_adds_to_that(
+    start: Start, here: Worker, first: Worker
+) -> None:
+    of_others = (Opened(b"models/of another command", 0.0),)
+    profiles.write(first.store, "main", profiles.Profile(name="server", command="another", files=of_others))
+    command = python(f"{READS}taking(15)\nfor name in {LARGE}: read(name)\ntake(15)")
+    run = start("run", "--profile", "server", *command)
+    for _ in LARGE:
+        run.line()
+    until(lambda: here.root.state().state == "complete")
+    run.send(signal.SIGTERM)
+    assert run.wait() == 0
+    profile = profiles.read(first.store, "main", "server", pytest.fail)
+    assert profile is not None
+    assert [opened.path for opened in profile.files[:2]] == [of_others[0].path, os.fsencode(LARGE[0])]
+    assert profiles.read(first.store, "main", profile_name.name_of(command[1:]), pytest.fail) is None
+
+
+def test_a_profile_is_named_by_letters_and_digits(packhorse: Packhorse, first: Worker) -> None:
+    done = packhorse("run", "--profile", "../x", "--", "echo", "no")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "'--profile'" in done.stderr
 
 
 # --- GPU code ---

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
-from tests.worker import gate_driver
+from tests.worker import gate_driver, tracer
 from tests.worker.conftest import Started, alive, python, until
 from tests.worker.test_terminal import BASH, Console
 
@@ -211,6 +211,7 @@ READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
         ("os.kill(os.getpid(), 9)", "was ended by signal 9"),
         ("sys.exit(6)", "ended with exit code 6"),
         ("", "ended before every file was there"),
+        ("r.link.close(); forever()", "is gone"),
     ],
 )
 def test_a_restore_that_fails_ends_the_command(gate: Run, end: str, why: str) -> None:
@@ -220,6 +221,7 @@ def test_a_restore_that_fails_ends_the_command(gate: Run, end: str, why: str) ->
     assert run.process.stdout is not None
     assert run.process.stdout.read() == b""
     assert run.errors().count("so the command was ended") == 1
+    assert why in run.errors()
     assert not alive(pid)
 
 
@@ -371,3 +373,89 @@ def test_on_a_terminal_only_the_stops_of_others_are_job_control(
         assert console.exit_code() == 0
     finally:
         console.close()
+
+
+# --- under a debugger ---
+
+TRACER = (sys.executable, tracer.__file__)
+
+
+@pytest.fixture
+def attach() -> Iterator[Callable[[str, str], None]]:
+    """Traces a process that runs already, in one manner or another."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def attach(manner: str, pid: str) -> None:
+        started.append(subprocess.Popen([*TRACER, manner, "--attach", pid], stdout=subprocess.PIPE))
+        assert started[-1].stdout is not None
+        if not started[-1].stdout.readline():
+            assert started[-1].wait() == tracer.REFUSED
+            pytest.skip("Tracing a process that is not a child is refused here.")
+
+    yield attach
+    for each in started:
+        each.kill()
+        each.communicate()
+
+
+@pytest.mark.parametrize("manner", ["seize", "attach", "ignore"])
+def test_under_a_debugger_of_its_own_the_command_reads_what_is_there_in_the_end(
+    gate: Run, manner: str
+) -> None:
+    """The debugger is stopped as well, and first."""
+    restores = 'r.hold("a"); r.start(); r.wanted("a", 4); r.fill("a")'
+    run = gate(restores, *TRACER, manner, *READER[1:])
+    run.line()
+    assert run.line() == "'aaa'"
+    assert run.wait() == 0, run.errors()
+
+
+def test_under_a_debugger_from_outside_that_keeps_it_stopped_the_command_reads_what_is_there_in_the_end(
+    gate: Run, attach: Callable[[str, str], None]
+) -> None:
+    restores = 'r.hold("a"); r.start(); r.wanted("a", 4); r.fill("a")'
+    run = gate(restores, *python('taking(10); say(os.getpid()); take(10); say(open("a").read(3))'))
+    attach("seize", run.line())
+    run.send(signal.SIGUSR1)
+    assert run.line() == "aaa"
+    assert run.wait() == 0, run.errors()
+
+
+@pytest.mark.parametrize("manner", ["attach", "ignore"])
+def test_a_command_that_a_debugger_from_outside_has_run_on_waits_or_is_ended(
+    gate: Run, attach: Callable[[str, str], None], manner: str
+) -> None:
+    """Whichever it is, the kernel does not let it through to what is not there."""
+    restores = 'r.hold("a"); r.start(); r.wanted("a", 4); r.fill("a"); forever()'
+    run = gate(restores, *python('taking(10); say(os.getpid()); take(10); say(open("a").read(3))'))
+    attach(manner, pid := run.line())
+    run.send(signal.SIGUSR1)
+    code = run.wait()
+    assert run.process.stdout is not None
+    said = run.process.stdout.read()
+    if code:
+        assert (code, said) == (125, b"")
+        assert run.errors().count("does not stop, such as one that a debugger holds") == 1
+    else:
+        assert said == b"aaa\n"
+    assert not alive(int(pid))
+
+
+def test_a_command_that_does_not_stop_in_time_is_ended(gate: Run) -> None:
+    """Before the kernel lets it through."""
+    run = gate('r.hold("a"); r.start(); forever()', *READER, env={"STOPS_WITHIN": "0"})
+    pid = int(run.line())
+    assert run.wait() == 125
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    assert run.errors().count("a process of the command does not stop") == 1
+    assert not alive(pid)
+
+
+def test_a_restore_that_fails_ends_a_command_under_a_debugger(gate: Run) -> None:
+    run = gate('r.hold("a"); r.start(); r.wanted("a"); sys.exit(6)', *TRACER, "ignore", *READER[1:])
+    pid = int(run.line())
+    assert run.wait() == 125
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    assert not alive(pid)

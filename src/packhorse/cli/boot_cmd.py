@@ -46,4 +46,10 @@ def command(result_file: Path, snapshot: str, link: int | None, profile: tuple[s
     setup = Setup(context.load(), os.environ)
     context.mind_default_store(setup.config)
     with console.progress() as progress:
-        report(Boot(setup, progress, console.note, console.warn, early).bring_up(snapshot))
+        boot = Boot(setup, progress, console.note, console.warn, early)
+        facts = boot.bring_up(snapshot)
+    try:
+        report(facts)
+    except OSError:  # the root's disk is full: no reason to end a child for which everything is there
+        if not boot.started:
+            raise

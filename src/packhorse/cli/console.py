@@ -114,16 +114,16 @@ def show_error(error: PackhorseError, exit_code: int) -> None:
 def operating_system_error(error: Exception) -> PackhorseError:
     """The error to show for one that no code expected."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = error.filename or "the disk"
+        where = f"while writing {_readable(error.filename)}" if error.filename else "on the disk"
         known: PackhorseError = NoSpaceError(
-            f"There is no space left while writing {_readable(where)}.",
+            f"There is no space left {where}.",
             "Free some space, or choose a root on a larger disk with --root.",
         )
     elif isinstance(error, OSError):
         where = f"{_readable(error.filename)}: " if error.filename else ""
         known = PackhorseError(
             f"The operating system refused: {where}{error.strerror or error}.",
-            "Run again with -v to see where.",
+            _whose(error) or "Run again with -v to see where.",
         )
     else:
         known = PackhorseError(
@@ -132,6 +132,22 @@ def operating_system_error(error: Exception) -> PackhorseError:
         )
     known.__cause__ = error
     return known
+
+
+def _whose(error: OSError) -> str:
+    """What to do where a file is somebody else's."""
+    if error.errno not in (errno.EPERM, errno.EACCES) or not isinstance(error.filename, (str, bytes)):
+        return ""
+    try:
+        owner = os.lstat(error.filename).st_uid
+    except OSError:
+        return ""
+    if owner == os.geteuid():
+        return ""
+    return (
+        f"It belongs to user {owner}, not to you (user {os.geteuid()}): change its owner, or choose another root "
+        "with --root."
+    )
 
 
 def _readable(name: object) -> str:

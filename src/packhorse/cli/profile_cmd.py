@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
-from packhorse import profile_name
 from packhorse.cli import console, supervised
-
-
-def _checked(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value and not re.fullmatch(profile_name.PATTERN, value):
-        raise click.BadParameter("a letter or digit, then up to 63 letters, digits, `.`, `_` and `-`")
-    return value
 
 
 @click.command("profile", context_settings=supervised.SETTINGS)
@@ -22,7 +14,7 @@ def _checked(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     "--name",
     default="",
     metavar="NAME",
-    callback=_checked,
+    callback=supervised.checked_profile,
     help="What the profile is called; by default by CMD.",
 )
 @click.option(

@@ -17,16 +17,27 @@ from packhorse.cli import console, supervised
     help="Keep a JSON file that tells what happens.",
 )
 @click.option(
+    "--profile",
+    default="",
+    metavar="NAME",
+    callback=supervised.checked_profile,
+    help="The order of large files for an early start, and its name for the next; by default by CMD.",
+)
+@click.option(
     "--locked", is_flag=True, help="Fail unless a lock file is configured and fits the requirements."
 )
 @console.shared_options
 @supervised.command_argument
-def command(snapshot: str, status_file: Path | None, locked: bool, words: tuple[str, ...]) -> int:
+def command(
+    snapshot: str, status_file: Path | None, profile: str, locked: bool, words: tuple[str, ...]
+) -> int:
     """Bring the environment up, run a command in it, and save what changed when it ends.
 
     Exits with the command's own code (128 + n if signal n killed it); 125 when packhorse fails, 126 when the
     command cannot be executed, 127 when it is not found.
     """
+    from dataclasses import replace
+
     from packhorse.worker import run
 
     def action(call: run.Invocation) -> int:
@@ -34,6 +45,6 @@ def command(snapshot: str, status_file: Path | None, locked: bool, words: tuple[
             from packhorse.install import locked as lock_check
 
             lock_check.require(call.config.environment, call.environ)
-        return run.run(call, snapshot=snapshot, status_file=status_file)
+        return run.run(replace(call, profile=profile), snapshot=snapshot, status_file=status_file)
 
     return supervised.call(words, action)

@@ -22,6 +22,18 @@ command_argument = click.argument(
 )
 
 
+def checked_profile(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """The name of a profile. Raises BadParameter."""
+    if value:
+        import re
+
+        from packhorse import profile_name
+
+        if not re.fullmatch(profile_name.PATTERN, value):
+            raise click.BadParameter("a letter or digit, then up to 63 letters, digits, `.`, `_` and `-`")
+    return value
+
+
 def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
     """Do `action` for the command `words` and return the exit code. Raises PackhorseError."""
     from packhorse.worker.run import Invocation, Speech

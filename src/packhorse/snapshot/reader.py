@@ -176,6 +176,11 @@ class Tree:
         for path in [path for path, missing in self._missing.items() if not missing]:
             self._arrive(path)
 
+    def let_go(self, path: bytes) -> None:
+        """Bring a held file like the others: it is there when `finish` returns."""
+        os.close(self.held.pop(path))
+        del self._held_files[path], self._missing[path]
+
     def _arrive(self, path: bytes) -> None:
         with self._lock:
             descriptor = self.held.pop(path)

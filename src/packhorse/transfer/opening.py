@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -32,8 +32,8 @@ class Gate(Protocol):
 
     wanted: Wanted
 
-    def hold(self, files: Sequence[Held]) -> None:
-        """Hold these back from now on. Raises PackhorseError where that cannot be."""
+    def hold(self, files: Sequence[Held]) -> Collection[bytes]:
+        """Hold these back from now on, beside those of other calls. Returns the paths of those that cannot be."""
 
     def arrived(self, path: bytes, descriptor: int) -> None:
         """Let go of a file, and close its descriptor."""

@@ -312,30 +312,19 @@ class _Restore:
                 self.late |= self._cold(tree.manifest).intersection(numbers)
                 numbers = [number for number in numbers if number not in self.late]
             tree.expect(numbers)
+            if gate is not None:
+                held += self._hold(gate, prefix, tree)
             for number in numbers:
                 paths = tree.paths(number)
                 waits = paths <= tree.held.keys()
                 rank = min(ranks[prefix + path] for path in paths) if waits else 0
                 frame = tree.manifest.frames[number]
                 (late if waits else early).append(Job(tree, number, frame, placed[frame.digest], rank))
-            if gate is not None:
-                held += [
-                    Held(
-                        prefix + path,
-                        descriptor,
-                        bool(tree.large[path].mode & 0o111),
-                        partial(gate.wanted.add, tree, tree.numbers(path)),
-                    )
-                    for path, descriptor in tree.held.items()
-                ]
-                tree.on_arrival = partial(self._arrived, gate, prefix)
-        if gate is not None:
-            gate.hold(held)
-            shared_ones = [each for each in held if not each.path.startswith(PACKAGES)]
-            if shared_ones:
-                self.arriving = arriving.Arriving(
-                    self.root, [(each.path, each.descriptor) for each in shared_ones]
-                )
+        shared_ones = [each for each in held if not each.path.startswith(PACKAGES)]
+        if shared_ones:
+            self.arriving = arriving.Arriving(
+                self.root, [(each.path, each.descriptor) for each in shared_ones]
+            )
         self.progress.stage("restoring", sum(job.frame.length for job in (*early, *late)))
         return early, late
 
@@ -352,6 +341,23 @@ class _Restore:
         }
         assert self.opening is not None
         return dict(self.opening.ranks(sorted(sizes, key=lambda path: -sizes[path])[:most]))
+
+    def _hold(self, gate: Gate, prefix: bytes, tree: Tree) -> list[Held]:
+        """Hold back the large files of a tree; those that cannot be are brought like small ones."""
+        files = [
+            Held(
+                prefix + path,
+                descriptor,
+                bool(tree.large[path].mode & 0o111),
+                partial(gate.wanted.add, tree, tree.numbers(path)),
+            )
+            for path, descriptor in tree.held.items()
+        ]
+        refused = gate.hold(files)
+        for path in refused:
+            tree.let_go(path.removeprefix(prefix))
+        tree.on_arrival = partial(self._arrived, gate, prefix)
+        return [each for each in files if each.path not in refused]
 
     def _arrived(self, gate: Gate, prefix: bytes, path: bytes, descriptor: int) -> None:
         if self.arriving is not None and not prefix:
@@ -406,6 +412,10 @@ class _Restore:
     def _fill_late(self) -> None:
         """When all else is there, and recorded: the code for other GPUs."""
         del self.local.index  # some 50 MB for 40,000 files, and the buffers for frames come on top
+        assert self.manifest is not None
+        missing = sum(self.manifest.frames[number].length for number in self.late)
+        # What is left of the disk belongs to the command.
+        self.root.require_space(missing + MARGIN, "code for other GPUs")
         if self._fill(self.late, rank=UNCALLED if self.opening is not None else 0):
             self.late = set()
             self.state = msgspec.structs.replace(self.state, gpus=())

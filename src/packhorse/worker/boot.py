@@ -121,13 +121,14 @@ class Boot:
             )
         try:
             pulled = self._pull(target, snapshot)
-        except (IntegrityError, StorageError) as error:
-            if not self.started:
+        except (PackhorseError, OSError) as error:
+            if not self.started and isinstance(error, (IntegrityError, StorageError)):
                 return self._instead(error, snapshot)
             state = self.setup.root.state()
-            if state.state != "sparse":
+            if not self.started or state.state != "sparse":
                 raise
-            warning = f"{error.what} Code for other GPUs is still missing; the next start goes on."
+            why = error.what if isinstance(error, PackhorseError) else f"{error.strerror}."
+            warning = f"{why} Code for other GPUs is still missing; the next start goes on."
             return BootFacts("pulled", state.snapshot, warning=warning)
         if self._lacks_packages(target, snapshot):
             return self._install()

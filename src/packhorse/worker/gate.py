@@ -25,7 +25,9 @@ MARK = "_PACKHORSE_RESTORER"
 IMPATIENCE = 0.5
 """Seconds from SIGTERM to SIGKILL for a restorer that is needed no more."""
 _RETRY = 0.25
-"""Seconds between two attempts to renew a lease while somebody else waits for the file."""
+"""Seconds between two attempts to renew a lease that could not be renewed."""
+_PARTING = 1.0
+"""Seconds from the end of its link in which a restorer ends by itself."""
 
 
 class Gate:
@@ -57,6 +59,8 @@ class Gate:
         """What was wanted at the last look."""
         self._refused: set[int] = set()
         """What could not be renewed; the child is stopped until it is there."""
+        self._running_since = 0.0
+        """When the command did not stop that had to, for the first time since it last did; 0 where it does."""
         self._looking = False
         self._warned = False
         self._ending = False
@@ -136,8 +140,9 @@ class Gate:
                 self._link.close()
                 self._link = None
                 if self._held and not self._ending:
-                    self._soon(
-                        lambda: self._fail("the process that restores is gone") if self._held else None
+                    self._supervisor.at(
+                        time.monotonic() + _PARTING,  # it may be about to end with a code that says more
+                        lambda: self._fail("the process that restores is gone") if self._held else None,
                     )
                 return
             message, descriptors = received
@@ -203,7 +208,8 @@ class Gate:
         self._wanted = wanted
         if due:
             self._renew(due)
-        pause = min(_RETRY, self._look_every) if self._refused else self._look_every
+        again = self._refused or self._running_since
+        pause = min(_RETRY, self._look_every) if again else self._look_every
         self._supervisor.at(time.monotonic() + pause, self._look)
 
     def _renew(self, numbers: Iterable[int]) -> None:
@@ -211,7 +217,12 @@ class Gate:
         restorer, stopped = self._restorer, self._supervisor.tree.stop()
         if not stopped or restorer is None:
             self._supervisor.resume()
+            now = time.monotonic()
+            self._running_since = self._running_since or now
+            if now - self._running_since > self._look_every:
+                self._fail("a process of the command does not stop, such as one that a debugger holds")
             return  # until the next look
+        self._running_since = 0.0
         self._refused = {
             number
             for number in numbers

@@ -7,6 +7,8 @@ the command ends before anything is let go of when the supervisor is gone.
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import signal
 import threading
@@ -15,7 +17,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packhorse.errors import EXIT_SUPERVISOR, PackhorseError
+from packhorse.errors import EXIT_SUPERVISOR
+from packhorse.snapshot.scan import readable
 from packhorse.transfer.fetch import Wanted
 from packhorse.transfer.opening import Held
 from packhorse.worker import gate, tree, write_leases
@@ -51,6 +54,7 @@ class Restorer:
         """The files that nobody waited for, and how many seconds after the start they had arrived."""
         self._link, self._warn = link, warn
         self._leases: dict[bytes, _Lease] = {}
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._started = 0.0
         self._child = 0
@@ -62,17 +66,24 @@ class Restorer:
         """How many files can be held back at a time: as many as may be open here and in the supervisor."""
         return max(write_leases.most_open_files() - _RESERVE, 0)
 
-    def hold(self, files: Sequence[Held]) -> None:
-        """Hold these back from now on. Raises PackhorseError where that cannot be."""
-        for number, held in enumerate(files):
+    def hold(self, files: Sequence[Held]) -> set[bytes]:
+        """Hold these back from now on. Returns the paths of those that cannot be, and warns of them."""
+        refused: dict[bytes, OSError] = {}
+        for held in files:
             try:
                 write_leases.take(held.descriptor, os.getpid(), write_leases.WANTED)
             except OSError as error:
-                raise PackhorseError(
-                    f"{os.fsdecode(held.path)} cannot be held back until it is there: {error.strerror}.",
-                    'Use run.start = "ready" or "complete".',
-                ) from error
-            self._leases[held.path] = _Lease(number, held)
+                refused[held.path] = error
+            else:
+                self._leases[held.path] = _Lease(next(self._numbers), held)
+        if refused:
+            path, first = next(iter(refused.items()))
+            others = f" and {len(refused) - 1} other large files" if len(refused) > 1 else ""
+            why = "somebody has it open" if first.errno == errno.EAGAIN else first.strerror
+            self._warn(
+                f"{readable(path)}{others} cannot be held back until it is there ({why}), so the command starts later"
+            )
+        return set(refused)
 
     def start(self) -> None:
         """Let the command start; from now on openers are heard."""

@@ -52,6 +52,8 @@ class Invocation:
     flags: Sequence[str]
     speech: Speech
     supervisor: Supervisor
+    profile: str = ""
+    """The name of the profile that an early start goes by; by default the command's own."""
 
     def own(self, name: str, *arguments: str) -> list[str]:
         """The command line of a process of packhorse's own."""
@@ -193,7 +195,8 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate
         else:
             from packhorse import profile_name
 
-            argv += ["--profile", profile_name.name_of(call.command), profile_name.shown(call.command)]
+            profile = call.profile or profile_name.name_of(call.command)
+            argv += ["--profile", profile, profile_name.shown(call.command)]
             restorer = gate.open(argv, environ)
             supervisor.wait_until(
                 lambda: gate.started or gate.code is not None, lambda number: on_signal(restorer, number)

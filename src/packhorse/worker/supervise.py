@@ -142,7 +142,8 @@ class Supervisor:
         inherited = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, lowest) for descriptor in keep]
         raised = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
+            if raised != self._open_files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self._open_files)
             pid = os.posix_spawn(
                 executable,
                 list(argv),
@@ -161,7 +162,8 @@ class Supervisor:
         except OSError as error:
             raise cannot_start(argv[0], executable, error) from error
         finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, raised)
+            if raised != self._open_files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, raised)
             for descriptor in inherited:
                 os.close(descriptor)
         self._processes[pid] = process = Process(pid, on_end)
@@ -267,7 +269,8 @@ class Supervisor:
     def allow_more_open_files(self) -> None:
         """Raise the limit of this process as far as it may; what is started keeps the one that there was."""
         hard = self._open_files[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with contextlib.suppress(OSError, ValueError):  # refused where fs.nr_open is lower by now
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def resume(self) -> None:
         """Continue what was stopped with `tree.stop`, and catch up with what job control did meanwhile."""

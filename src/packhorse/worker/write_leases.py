@@ -21,6 +21,7 @@ WANTED = signal.SIGRTMIN + 1
 SIGNALS = (WANTED, signal.SIGIO)
 """What a process that hears of openers waits for; SIGIO comes instead where too many signals are queued (fcntl(2))."""
 _F_SETSIG = 10  # linux/fcntl.h; Python has it from 3.14 on
+_NR_OPEN = 1 << 20  # what fs.nr_open is where nobody changed it
 
 
 def take(descriptor: int, process: int, number: int) -> None:
@@ -35,12 +36,16 @@ def take(descriptor: int, process: int, number: int) -> None:
 
 
 def most_open_files() -> int:
-    """How many files this process may have open, after its limit (RLIMIT_NOFILE) was raised as far as it may be."""
+    """How many files this process may have open, after its limit (RLIMIT_NOFILE) was raised as far as it may be.
+
+    Never infinite: above fs.nr_open the kernel opens nothing, whatever the limit says (proc_sys_fs(5)).
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+    highest = int(_setting("nr_open")) or _NR_OPEN
+    return highest if soft == resource.RLIM_INFINITY else min(soft, highest)
 
 
 def wanted(descriptor: int) -> bool:
@@ -67,8 +72,13 @@ def renew(descriptor: int, process: int, number: int) -> bool:
 
 def break_time() -> float:
     """Seconds after which the kernel takes a lease away that somebody waits for (proc_sys_fs(5))."""
+    return _setting("lease-break-time")
+
+
+def _setting(name: str) -> float:
+    """One of /proc/sys/fs; 0 where it cannot be read."""
     try:
-        with open("/proc/sys/fs/lease-break-time", encoding="ascii") as file:
+        with open(f"/proc/sys/fs/{name}", encoding="ascii") as file:
             return float(file.read())
     except (OSError, ValueError):
         return 0.0
