@@ -165,6 +165,19 @@ def test_a_small_file_of_zeros_is_written(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other/small").read_bytes() == bytes(100)
 
 
+@pytest.mark.parametrize("length", range(1, 5))
+def test_no_number_of_the_journal_lies_over_the_border_of_two_blocks(tmp_path: Path, length: int) -> None:
+    file = File(b"small", 0o644, 0, 100, b"d" * 32, (0, 0, 100))
+    frame = documents.Frame(b"f" * 32, 100)
+    tree = Tree(tmp_path / "other", Manifest(kind="packages", frames=(frame,), entries=(file,)), "d" * length)
+    tree.prepare()
+    tree.put(0, [bytes(100)])
+    head, _, numbers = (tmp_path / "other.journal").read_bytes().partition(b"\n")
+    assert numbers == bytes(4)
+    assert (len(head) + 1) % 4 == 0
+    tree.finish()
+
+
 def test_a_file_that_is_no_longer_the_one_that_was_scanned_is_left_out_and_named(base: Path) -> None:
     for name in ("a", "b", "gone", "linked"):
         (base / name).write_bytes(name.encode() * 1000)

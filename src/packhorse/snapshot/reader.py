@@ -290,8 +290,9 @@ class Tree:
     # --- resuming ---
 
     def _start_journal(self) -> None:
-        header = msgspec.json.encode(_Header(self._digest, self._fetched, boot_id())) + b"\n"
-        atomic.write_file(self._journal, header)
+        header = msgspec.json.encode(_Header(self._digest, self._fetched, boot_id()))
+        # Numbers of four bytes follow. None lies over the border of two blocks, so that a full disk takes it whole or not.
+        atomic.write_file(self._journal, header + b" " * (-(len(header) + 1) % 4) + b"\n")
 
     def _resume(self) -> set[int] | None:
         """The frames that an earlier attempt brought, or None where there is nothing to go on from."""

@@ -45,7 +45,9 @@ class Arriving:
             for _, descriptor in named
         ]
         head = msgspec.msgpack.encode(_Files(boot_id(), identities))
-        atomic.write_file(_path(root), len(head).to_bytes(_NUMBER, "little") + head)
+        # No number behind it lies over the border of two blocks, so that a full disk takes each whole or not.
+        padding = bytes(-len(head) % _NUMBER)
+        atomic.write_file(_path(root), len(head).to_bytes(_NUMBER, "little") + head + padding)
         self._descriptor = os.open(_path(root), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
     def arrived(self, path: bytes) -> None:
@@ -63,7 +65,7 @@ def still(root: Root) -> Identities:
     try:
         content = _path(root).read_bytes()
         length = int.from_bytes(content[:_NUMBER], "little")
-        head, body = content[_NUMBER : _NUMBER + length], content[_NUMBER + length :]
+        head, body = content[_NUMBER : _NUMBER + length], content[_NUMBER + length + -length % _NUMBER :]
         record = msgspec.msgpack.decode(head, type=_Files)
     except (FileNotFoundError, msgspec.DecodeError):
         return {}
