@@ -204,7 +204,7 @@ class Boot:
             early.restorer.start()
 
         if self.config.run.start == "ready":
-            return Opening(start, ranks)
+            return Opening(start, ranks, arrived=lambda: self._refine(early))
         why = probe(self.setup.root.path)
         if why:
             self.warn(f'run.start = "early" cannot work here, so the command starts when all is there: {why}')
@@ -222,17 +222,22 @@ class Boot:
                 return {path: rank for rank, path in enumerate(order)}
 
             return at_random
-        self.profile = profiles.read(self.setup.store, self.config.storage.tag, early.name, self.warn)
+        self._read_profile(early)
         return partial(ranks, profile=self.profile.files if self.profile is not None else ())
 
+    def _read_profile(self, early: Early) -> None:
+        self.profile = profiles.read(self.setup.store, self.config.storage.tag, early.name, self.warn)
+
     def _refine(self, early: Early) -> None:
-        """Keep what the child needed so far, for the next boot. A store that cannot be written to keeps the old one."""
-        before = self.profile.files if self.profile is not None else ()
-        known = {opened.path for opened in before}
-        files = refined(before, early.restorer.used(self.setup.root.path, known))
-        if files != tuple(before):
-            self.profile = profiles.Profile(name=early.name, command=early.command, files=files)
-            with contextlib.suppress(StorageError):
+        """Keep what the child needed so far, for the next boot. A store that fails keeps the old one."""
+        with contextlib.suppress(StorageError):
+            if self.config.run.start == "ready":
+                self._read_profile(early)
+            before = self.profile.files if self.profile is not None else ()
+            known = {opened.path for opened in before}
+            files = refined(before, early.restorer.used(self.setup.root.path, known))
+            if files != tuple(before):
+                self.profile = profiles.Profile(name=early.name, command=early.command, files=files)
                 profiles.write(self.setup.store, self.config.storage.tag, self.profile)
 
     def _instead(self, error: PackhorseError, snapshot: str) -> BootFacts:

@@ -13,17 +13,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packhorse.errors import EXIT_SUPERVISOR
+from packhorse.root import PERSISTENT
+from packhorse.snapshot.frames import LARGE_FILE
 from packhorse.snapshot.scan import readable
 from packhorse.transfer.fetch import Wanted
 from packhorse.transfer.opening import Held
 from packhorse.worker import gate, tree, write_leases
 from packhorse.worker.link import Arrived, Child, Link, Start
 
+_DIRECTORIES = [os.fsencode(name) for name in PERSISTENT]
 _RESERVE = 256
 """Descriptors that are left for everything else."""
 
@@ -112,21 +115,36 @@ class Restorer:
     def used(self, root: Path, known: Collection[bytes]) -> list[tuple[bytes, float]]:
         """What the command needed so far, in order, with seconds after the start.
 
-        That is what somebody waited for, and libraries mapped now that came before anybody asked, by the time of their
-        arrival. The latter without those that are `known`.
+        That is what somebody waited for, and what is mapped now although it came before anybody asked: by the time of its
+        arrival, or last where it was there at the start. The latter two without those that are `known`.
         """
-        prefix = os.fsencode(root) + b"/"
-        mapped: set[bytes] = set()
+        now = time.monotonic() - self._started
+        waited = {path for path, _ in self.opened}
+        found = [
+            (path, self._there.get(path, now))
+            for path in self._mapped(os.fsencode(root) + b"/")
+            if path not in known and path not in waited
+        ]
+        return sorted([*self.opened, *found], key=lambda each: each[1])
+
+    def _mapped(self, prefix: bytes) -> Iterable[bytes]:
+        """The large files below `prefix` that the command has mapped, as a rule in the order in which it did: the kernel
+        begins with the highest addresses."""
+        found: dict[bytes, None] = {}
         command = [self._child] if self._child else []
         for pid in (*command, *tree.descendants(tree.processes(), command)):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
-                mapped.update(line.split(None, 5)[-1].rstrip(b"\n") for line in maps)
-        found = [
-            (path, seconds)
-            for path, seconds in self._there.items()
-            if path not in known and prefix + path in mapped
-        ]
-        return sorted([*self.opened, *found], key=lambda each: each[1])
+                names = [line.split(None, 5)[-1].rstrip(b"\n") for line in maps]
+                found.update(dict.fromkeys(reversed(names)))
+        for name in found:
+            path = name.removeprefix(prefix)
+            with contextlib.suppress(OSError):
+                if (
+                    path != name
+                    and path.split(b"/")[0] in _DIRECTORIES
+                    and os.stat(name).st_size >= LARGE_FILE
+                ):
+                    yield path
 
     def finish(self) -> None:
         """Everything is there: the end of the link means nothing any more."""
