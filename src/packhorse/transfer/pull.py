@@ -159,8 +159,8 @@ class _Restore:
         self._record()
         if self.late and not self.only:
             self._fill_late()
-            self._record()
             self._told()
+            self._record()
         return self.result
 
     def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
