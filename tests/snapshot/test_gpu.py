@@ -561,7 +561,7 @@ def test_nvidias_own_reader_finds_the_same_code_for_a_gpu_where_the_rest_is_zero
 
 
 @linux
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_real_library_with_bytes_changed_anywhere_in_its_headers_is_read(
     data: st.DataObject, nvjpeg: Path, tmp_path_factory: pytest.TempPathFactory

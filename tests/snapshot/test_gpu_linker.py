@@ -83,7 +83,7 @@ def _linked(linker: ctypes.CDLL, fatbin: bytes, architecture: str) -> bytes | No
         linker.nvJitLinkDestroy(ctypes.byref(handle))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     codes=st.lists(st.sampled_from(CODES), min_size=1, max_size=8, unique=True),
     target=st.sampled_from(ARCHITECTURES),
