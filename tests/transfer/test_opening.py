@@ -12,13 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.transfer.conftest import NewWorker
 from tests.transfer.openings import Holder, killed, opened
 from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
 
 from packhorse.errors import IntegrityError, PackhorseError
+from packhorse.snapshot.manifest import Placement
 from packhorse.snapshot.order import ranks
+from packhorse.store import tags
+from packhorse.store.objects import Store
 from packhorse.transfer.opening import Opening
 
 MIB = 1 << 20
@@ -519,6 +523,36 @@ def test_a_store_that_fails_after_the_start_leaves_a_partial_root(new_worker: Ne
     _found(puller)
     assert puller.push(directories=SHARED).pushed == []
     puller.pull()
+    _complete(puller, pusher)
+
+
+def _place(store: Store, placement: Placement) -> None:
+    """From now on the frames of a manifest lie there."""
+    [newest, *_] = store.list(f"placements/{placement.manifest.hex()}/")
+    tags.put_placement(store, placement, newest.key.rpartition("/")[2].partition("-")[0])
+
+
+def test_a_frame_that_is_corrupt_when_its_file_is_full_leaves_nothing_that_looks_changed_here(
+    new_worker: NewWorker,
+) -> None:
+    """A hostile placement: the stored bytes are those it promises, what they hold belongs to another file."""
+    pusher, puller = new_worker("first"), new_worker("second")
+    assert pusher.root
+    assert puller.root
+    for name in ("one", "two"):
+        pusher.write(f"models/{name}", name.encode() * MIB)  # in a frame each, which zstd shrinks
+    settle(pusher.path / "models")
+    pusher.push()
+    [placement] = tags.get_placements(pusher.store, pusher.root.state().shared)
+    _place(pusher.store, msgspec.structs.replace(placement, places=placement.places[::-1]))
+    holder = Holder("never")
+    with pytest.raises(IntegrityError) as failed:
+        opened(puller, holder, holder.release)
+    assert failed.value.exit_code == 4
+    assert holder.order == []
+    assert puller.push(directories=SHARED).pushed == []
+    _place(pusher.store, placement)
+    assert puller.pull().kept == []
     _complete(puller, pusher)
 
 

@@ -232,6 +232,7 @@ class Tree:
                 if descriptors[path] < 0:
                     descriptors[path] = self._open(path, 0)
                     opened.callback(os.close, descriptors[path])
+            late = [path for path in files if path in self._missing]
             start = 0
             for part in parts:
                 view, end = memoryview(part), start + len(part)
@@ -243,11 +244,14 @@ class Tree:
                         write_at(
                             descriptors[member.file.path], view[first - start : behind - start], first + shift
                         )
+                # Who looks at the file meanwhile sees the times that it will have, and by them it is known as one that
+                # never arrived, should the rest of the frame not be what it must be.
+                for path in late:
+                    os.utime(descriptors[path], ns=(files[path].mtime, files[path].mtime))
                 start = end
         whole = []
-        for path in files.keys() & self._missing.keys():
-            with self._lock:  # who looks at the file meanwhile sees the times that it will have
-                os.utime(descriptors[path], ns=(files[path].mtime, files[path].mtime))
+        with self._lock:
+            for path in late:
                 self._missing[path] -= 1
                 if not self._missing[path]:
                     whole.append(path)
