@@ -532,18 +532,20 @@ def _place(store: Store, placement: Placement) -> None:
     tags.put_placement(store, placement, newest.key.rpartition("/")[2].partition("-")[0])
 
 
-def test_a_frame_that_is_corrupt_when_its_file_is_full_leaves_nothing_that_looks_changed_here(
-    new_worker: NewWorker,
+@pytest.mark.parametrize("what", ["packages", "models"])
+def test_a_frame_that_is_corrupt_when_its_file_is_full_leaves_nothing_that_looks_whole_or_changed_here(
+    new_worker: NewWorker, what: str
 ) -> None:
     """A hostile placement: the stored bytes are those it promises, what they hold belongs to another file."""
     pusher, puller = new_worker("first"), new_worker("second")
     assert pusher.root
     assert puller.root
     for name in ("one", "two"):
-        pusher.write(f"models/{name}", name.encode() * MIB)  # in a frame each, which zstd shrinks
-    settle(pusher.path / "models")
+        pusher.write(f"{what}/{name}", name.encode() * MIB)  # in a frame each, which zstd shrinks
+    settle(pusher.path / what)
     pusher.push()
-    [placement] = tags.get_placements(pusher.store, pusher.root.state().shared)
+    state = pusher.root.state()
+    [placement] = tags.get_placements(pusher.store, [*filter(None, [state.manifest]), *state.shared])
     _place(pusher.store, msgspec.structs.replace(placement, places=placement.places[::-1]))
     holder = Holder("never")
     with pytest.raises(IntegrityError) as failed:
