@@ -107,6 +107,8 @@ class _Batch:
     requests: set[asyncio.Task[memoryview]] = field(default_factory=set)
     asked: float = 0.0
     """When it was last asked for."""
+    called: bool = True
+    """Whether somebody waits for it, or is expected to."""
 
     @property
     def size(self) -> int:
@@ -249,7 +251,9 @@ class _Line:
         share = min(BATCH, HELD // (self._pace.limit + 1))  # of more requests at a time each asks for less
         if not source or not self._fits(max(share, source[0].placed.length)):
             return None
-        return _take(source, share)
+        batch = _take(source, share)
+        batch.called = source is self._urgent or batch.jobs[0].rank < UNCALLED
+        return batch
 
     def _fits(self, size: int) -> bool:
         return not self._held or self._held + size <= HELD
@@ -334,12 +338,12 @@ def _heard(task: asyncio.Task[memoryview]) -> None:
 
 
 def _write_what_comes(store: Store, line: _Line, progress: Progress) -> None:
-    first = True
+    stepped_back = False
     while (item := line.arrived.get()) is not None:
         batch, content = item
-        if first and batch.jobs[0].rank >= UNCALLED:
+        if not (batch.called or stepped_back):
             processors.step_back()
-            first = False
+            stepped_back = True
         for job in batch.jobs:
             start = job.placed.offset - batch.start
             _put(store, job, content[start : start + job.placed.length], progress)
