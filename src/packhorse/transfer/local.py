@@ -131,19 +131,18 @@ class Local:
         (number → digest) that are taken for granted. None for what cannot be read, or changes meanwhile.
         """
         path = prefix + item.path
-        whole = os.path.join(self.base, path)
         try:
             if item.kind == "directory":
                 return b""
             if item.kind == "symlink":
-                return os.readlink(whole)
+                return os.readlink(os.path.join(self.base, path))
             if item.kind == "special":
                 return None
             known = self.index.digests(path, item.signature)
             if like is not None and (like.size < LARGE_FILE or like.size != item.signature.size):
                 like = None
             if known is None or (like is not None and not cut_alike(known, expected)):
-                read = content_on_disk(whole, item.signature.size, like, holes)
+                read = content_on_disk(os.path.join(self.base, path), item.signature.size, like, holes)
                 after = look(self.base, path)
                 if after is None or after.signature != item.signature:
                     return None

@@ -230,7 +230,7 @@ class _Restore:
             self._plan_holes(manifest, {entry.path for entry in manifest.entries})
             return None
         here = {item.path: item for item in found if item.kind == "file"}
-        base = os.fsencode(self.root.packages)
+        base = os.fsencode(self.root.packages) + b"/"
         kept = {}
         for entry in manifest.entries:
             item = here.get(entry.path)
@@ -239,7 +239,7 @@ class _Restore:
                 and item is not None
                 and self.local.holds(item, entry, manifest.frames)
             ):
-                kept[entry.path] = os.path.join(base, entry.path)
+                kept[entry.path] = base + entry.path
         self._plan_holes(manifest, kept.keys())
         return Tree(self.root.staging / "packages", manifest, digest, kept=kept)
 
@@ -470,13 +470,13 @@ class _Restore:
     def _remember_packages(self, tree: Tree) -> None:
         """Bring the index up to date: the links of the retired generation are gone, which changed the ctime
         of what was kept of it."""
-        base, index = os.fsencode(self.root.packages), self.local.index
+        base, index = os.fsencode(self.root.packages) + b"/", self.local.index
         for entry in tree.entries:
             if isinstance(entry, File):
                 signature = tree.signatures.get(entry.path)
                 if signature is None:
                     try:
-                        signature = signature_of(os.lstat(os.path.join(base, entry.path)))
+                        signature = signature_of(os.lstat(base + entry.path))
                     except (FileNotFoundError, NotADirectoryError):  # removed by a command that runs already
                         continue
                 if (signature.size, signature.mtime) == (entry.size, entry.mtime):
