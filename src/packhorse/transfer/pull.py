@@ -28,7 +28,7 @@ from packhorse.snapshot.manifest import Directory, File, Manifest
 from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_bytes
 from packhorse.snapshot.scan import readable, signature_of
-from packhorse.snapshot.writer import placed_by
+from packhorse.snapshot.writer import Placed, placed_by
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
@@ -146,6 +146,8 @@ class _Restore:
         """Frames of it that files which are kept lack, and that must be there before a command starts."""
         self.late: set[int] = set()
         """Frames of it that come last, or never."""
+        self.placed: Mapping[bytes, Placed] = {}
+        """Where its frames lie, once that is known."""
         self.arriving: arriving.Arriving | None = None
 
     def run(self) -> PullResult:
@@ -309,6 +311,7 @@ class _Restore:
             placed = placed_by(tags.get_placement(self.store, tree.manifest, digest))
             numbers = tree.prepare({path for path in tree.large if prefix + path in ranks})
             if tree is packages:
+                self.placed = placed
                 self.late |= self._cold(tree.manifest).intersection(numbers)
                 numbers = [number for number in numbers if number not in self.late]
             tree.expect(numbers)
@@ -428,8 +431,9 @@ class _Restore:
         if not numbers:
             return True
         assert self.manifest is not None
-        manifest, digest = self.manifest, self.snapshot.packages
-        placed = placed_by(tags.get_placement(self.store, manifest, digest))
+        manifest = self.manifest
+        if not self.placed:
+            self.placed = placed_by(tags.get_placement(self.store, manifest, self.snapshot.packages))
         base = os.fsencode(self.root.packages)
         patch = Patch(base, manifest, numbers, paths)
         self.progress.stage(
@@ -437,8 +441,9 @@ class _Restore:
         )
         self.result.transferred_bytes += self.fetch(
             [
-                Job(patch, number, manifest.frames[number], placed[manifest.frames[number].digest], rank)
+                Job(patch, number, frame, self.placed[frame.digest], rank)
                 for number in numbers
+                for frame in [manifest.frames[number]]
             ]
         )
         for path, signature in patch.signatures.items():
