@@ -3,13 +3,14 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 TORTURE_ARGS ?=
+TORCH ?= torch
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu-code lint format bench bench-small bench-starts torture bench-e2e bench-install bench-startup bench-gpu-code bench-accelerator clean
+.PHONY: help demo test test-gpu-code test-torch lint format bench bench-small bench-starts torture bench-e2e bench-install bench-startup bench-gpu-code bench-accelerator clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z0-9-]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -22,6 +23,9 @@ test: $(VENV)/.test  ## Run all tests; PYTEST_ARGS="-k pull" runs some
 
 test-gpu-code: $(VENV)/.gpu-code  ## Hold the choice of GPU code against NVIDIA's own linker (94 MB more to download)
 	@$(BIN)/pytest -m gpu_code $(PYTEST_ARGS)
+
+test-torch: $(VENV)/torch  ## Build wheels with a real torch and install them; TORCH="torch==2.13.0+cpu" takes another one
+	@TORCH_WHEELS=$(VENV)/torch $(BIN)/pytest -m torch $(PYTEST_ARGS)
 
 torture: $(VENV)/.test  ## Run many programs while their files arrive late: 8 GB of packages, 40 GB of disk, an hour
 	@$(BIN)/python tests/torture/full.py $(TORTURE_ARGS)
@@ -57,7 +61,7 @@ bench-startup: $(VENV)/.package  ## Measure what `packhorse run` adds to the sta
 bench-gpu-code: $(VENV)/.test  ## Measure which GPU code of a directory is cold: BENCH_ARGS="DIRECTORY --check"
 	@$(BIN)/python bench/gpu_code.py $(BENCH_ARGS)
 
-bench-accelerator: $(VENV)/.package  ## Check symbols against a real torch; BENCH_ARGS=DIR has one
+bench-accelerator: $(VENV)/.package  ## Measure the check of symbols in BENCH_ARGS=DIR, which has a torch
 	@$(BIN)/python bench/accelerator.py $(BENCH_ARGS)
 
 clean:  ## Remove all that was made here
@@ -75,6 +79,11 @@ $(VENV)/.package: $(VENV)/.python pyproject.toml
 	@echo 'Installing packhorse into $(VENV)'
 	@$(PIP) install --editable .
 	@touch $@
+
+$(VENV)/torch: $(VENV)/.test
+	@echo 'Downloading $(TORCH) into $@'
+	@$(PIP) download --only-binary=:all: --dest $@.part '$(TORCH)'
+	@mv $@.part $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.gpu-code $(VENV)/.bench: $(VENV)/.%: $(VENV)/.package
 	@echo 'Installing what `make $*` needs into $(VENV)'
