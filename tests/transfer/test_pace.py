@@ -68,13 +68,15 @@ def test_a_pinned_number_stays() -> None:
 
 def test_a_request_is_overdue_by_what_is_usual() -> None:
     pace = Pace(0.0)
-    assert pace.patience() == 5.0
+    assert pace.patience(MIB) == 5.0
     now = 0.0
     for seconds in (2.0, 2.0, 60.0, 2.0, 2.0):
         now += seconds
         pace.ended(MIB, seconds, now, awaited=True)
-    assert pace.patience() == 6.0, "one that took long is not usual"
+    assert pace.patience(MIB) == 6.0, "one that took long is not usual"
+    assert pace.patience(4 * MIB) == 24.0, "four times as much takes four times as long on a full line"
+    assert pace.patience(MIB // 4) == 6.0, "a small one waits behind large ones"
     for _ in range(32):
         now += 0.001
         pace.ended(MIB, 0.001, now, awaited=True)
-    assert pace.patience() == 0.5, "on a fast line nobody is asked twice for a hiccup"
+    assert pace.patience(MIB) == 0.5, "on a fast line nobody is asked twice for a hiccup"

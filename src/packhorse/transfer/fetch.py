@@ -316,13 +316,13 @@ class _Line:
 
         For few at a time: when all are slow the line is, and asking twice would make it worse.
         """
-        now, patience = time.monotonic(), self._pace.patience()
+        now = time.monotonic()
         asked = self._asked()
         twins = len(self._active) - len(asked)
         for batch in asked:
             if twins >= max(1, len(self._active) // 4):
                 return
-            if now - batch.asked > patience and len(batch.requests) < 3:
+            if len(batch.requests) < 3 and now - batch.asked > self._pace.patience(batch.size):
                 self._request(batch)
                 twins += 1
 

@@ -15,7 +15,7 @@ _GAIN = 1.06
 _REST = 10
 """Windows for which a number that was found is kept before more are tried again."""
 _OVERDUE = 3.0
-"""A request that takes this many times as long as most is overdue."""
+"""A request that takes this many times as long as most, for its size, is overdue."""
 _PATIENCE, _FIRST_PATIENCE = 0.5, 5.0
 """Seconds after which a request may be overdue at the earliest: when others have ended, and when none has."""
 
@@ -30,7 +30,8 @@ class Pace:
     def __init__(self, now: float, *, pinned: int | None = None) -> None:
         self.limit = pinned or FIRST
         self._pinned = pinned is not None
-        self._durations: deque[float] = deque(maxlen=32)
+        self._ended: deque[tuple[float, int]] = deque(maxlen=32)
+        """Seconds and bytes of the last requests."""
         self._before: tuple[int, float] | None = None
         self._rest = 0
         self._begin(now)
@@ -40,7 +41,7 @@ class Pace:
 
     def ended(self, size: int, seconds: float, now: float, *, awaited: bool) -> None:
         """A request of `size` bytes took `seconds`; `awaited`: somebody had nothing to do until it came."""
-        self._durations.append(seconds)
+        self._ended.append((seconds, size))
         self._count += 1
         self._bytes += size
         self._waited += awaited
@@ -60,8 +61,10 @@ class Pace:
             self._before = self.limit, rate
             self.limit = min(MOST, self.limit + max(1, self.limit // 2))
 
-    def patience(self) -> float:
-        """Seconds after which a request is overdue, so that asking once more may be faster."""
-        if len(self._durations) < LEAST:
+    def patience(self, size: int) -> float:
+        """Seconds after which a request of `size` bytes is overdue, so that asking once more may be faster."""
+        if len(self._ended) < LEAST:
             return _FIRST_PATIENCE
-        return max(_PATIENCE, _OVERDUE * median(self._durations))
+        seconds = median(seconds for seconds, _ in self._ended)
+        usual = median(size for _, size in self._ended)
+        return max(_PATIENCE, _OVERDUE * seconds * max(1.0, size / usual))
