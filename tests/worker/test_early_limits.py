@@ -114,6 +114,13 @@ def _said(run: Started) -> str:
     return run.process.stdout.read().decode()
 
 
+def _tells_why(run: Started, cause: str, code: int) -> None:
+    """stderr has the cause in one line, and what became of the command in another."""
+    ended = f"(the process that restores ended with exit code {code}), so the command was ended"
+    assert run.errors().count(cause) == 1
+    assert run.errors().count(ended) == 1
+
+
 def _reads_everything(start: Start, here: Worker, first: Worker, before: tuple[str, ...] = ()) -> list[str]:
     """Start a command that opens every large file; returns those that were held back when it started."""
     program = f"{READS}taking(15); held()\nfor name in large: read(name)\ntake(15)"
@@ -259,11 +266,7 @@ for name in large: read(name)
     assert run.line() == os.strerror(errno.ENOSPC)
     assert [run.line() for _ in LARGE] == [_digest(first, name) for name in LARGE], run.errors()
     assert run.wait() == 0
-    assert run.errors().count("There is no space left") == 1
-    assert (
-        run.errors().count("(the process that restores ended with exit code 5), so the command was ended")
-        == 1
-    )
+    _tells_why(run, "There is no space left", 5)
 
 
 # --- the store ---
@@ -280,11 +283,7 @@ def test_a_store_that_is_gone_for_good_ends_a_command_that_waits(
     run.send(signal.SIGUSR1)
     assert run.process.wait(timeout=170) == 125
     assert _said(run) == ""
-    assert run.errors().count("cannot be reached") == 1
-    assert (
-        run.errors().count("(the process that restores ended with exit code 6), so the command was ended")
-        == 1
-    )
+    _tells_why(run, "cannot be reached", 6)
     assert not alive(child)
 
 
@@ -302,11 +301,7 @@ def test_a_file_that_comes_corrupt_ends_the_command_that_waits_for_it(
     run.send(signal.SIGUSR1)
     assert run.wait() == 125
     assert _said(run) == ""
-    assert run.errors().count("is corrupt") == 1
-    assert (
-        run.errors().count("(the process that restores ended with exit code 4), so the command was ended")
-        == 1
-    )
+    _tells_why(run, "is corrupt", 4)
     assert not alive(child)
     assert not any((here.path / LARGE[3]).read_bytes())
 

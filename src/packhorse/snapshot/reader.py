@@ -2,7 +2,8 @@
 
 Promises that `finish` returns only when every wanted entry is there with its bytes, mode and times, but for the large
 files that are held open: those have their size, mode and times from the start, and their bytes come when they come. The
-bytes come proven (frames.decompress) by the time that the last of a frame has come. Knows no network, and nothing of where the tree goes afterwards.
+bytes come proven (frames.decompress) by the time that the last of a frame has come. Knows no network, and nothing of
+where the tree goes afterwards.
 """
 
 from __future__ import annotations

@@ -262,9 +262,8 @@ class _Line:
         """Move what is wanted in front of everything else."""
         wanted = set(self._wanted.taken())
         if wanted:
-            pending = list(self._pending)
-            self._urgent.extend(job for job in pending if (id(job.tree), job.number) in wanted)
-            self._pending = deque(job for job in pending if (id(job.tree), job.number) not in wanted)
+            self._urgent.extend(job for job in self._pending if (id(job.tree), job.number) in wanted)
+            self._pending = deque(job for job in self._pending if (id(job.tree), job.number) not in wanted)
 
     def _request(self, batch: _Batch) -> None:
         task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))

@@ -27,10 +27,11 @@ def usable() -> int:
 
 
 def step_back() -> None:
-    """Let others have the processors first, from now on and for good: only for the thread that calls this."""
-    os.setpriority(
-        os.PRIO_PROCESS, threading.get_native_id(), _BEHIND
-    )  # of one thread on Linux: setpriority(2)
+    """Let others have the processors first, from now on and for good: only for the thread that calls this.
+
+    On Linux each thread has a nice value of its own (setpriority(2)).
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BEHIND)
 
 
 def _quota_v2() -> tuple[int, int]:

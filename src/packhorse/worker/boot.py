@@ -232,6 +232,10 @@ class Boot:
         """Keep what the child needed so far, for the next boot. A store that fails keeps the old one."""
         with contextlib.suppress(StorageError):
             if self.config.run.start == "ready":
+                if not early.restorer.used(
+                    self.setup.root.path, ()
+                ):  # as at the start: the store need not be asked
+                    return
                 self._read_profile(early)
             before = self.profile.files if self.profile is not None else ()
             known = {opened.path for opened in before}
