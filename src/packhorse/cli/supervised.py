@@ -30,7 +30,9 @@ def checked_profile(ctx: click.Context, parameter: click.Parameter, value: str) 
         from packhorse import profile_name
 
         if not re.fullmatch(profile_name.PATTERN, value):
-            raise click.BadParameter("a letter or digit, then up to 63 letters, digits, `.`, `_` and `-`")
+            raise click.BadParameter(
+                "a name is a letter or digit, then up to 63 letters, digits, `.`, `_` and `-`."
+            )
     return value
 
 
