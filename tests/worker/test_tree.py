@@ -86,7 +86,7 @@ say("up")
 os.fork()
 import threading
 def spawn():
-    while True: subprocess.run(["sh", "-c", "true & true"])
+    while True: subprocess.run(["sh", "-c", "true & true; wait"])  # no orphans: here nobody may be there to reap them
 for n in range(3): threading.Thread(target=spawn).start()
 """
     each = Grown(*python(program))
