@@ -482,9 +482,9 @@ def test_files_are_cut_as_described(store: Path) -> None:
     manifest, content = manifest_of(store, newest(store, "main", "packages")[0][1])
     files = [entry for entry in manifest["entries"] if entry[0] == "f"]
     cuts: list[tuple[bytes, str]] = []
-    group: list[tuple[bytes, bytes]] = []
+    groups: dict[bool, list[tuple[bytes, bytes]]] = {False: [], True: []}
 
-    def close() -> None:
+    def close(group: list[tuple[bytes, bytes]]) -> None:
         cuts.append((b"".join(whole for _, whole in group), ""))
         group.clear()
 
@@ -496,14 +496,17 @@ def test_files_are_cut_as_described(store: Path) -> None:
         if size >= MEBIBYTE:
             cuts += gathered(whole)
         elif size:
+            group = groups[size >= 65_536]
             held = sum(len(each) for _, each in group)
             apart = bool(group) and path.split(b"/")[0] != group[-1][0].split(b"/")[0]
             if group and (
                 held + size > 4 * MEBIBYTE or (held >= MEBIBYTE and (apart or zlib.crc32(path) % 64 == 0))
             ):
-                close()
+                close(group)
             group.append((path, whole))
-    close()
+    close(groups[False])
+    if groups[True]:
+        close(groups[True])
     expected: dict[tuple[bytes, int], str] = {}
     for raw, label in cuts:
         if expected.setdefault((digest(raw), len(raw)), label) != label:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from packhorse.errors import IntegrityError
 from packhorse.snapshot import frames, gpu
-from packhorse.snapshot.frames import LARGE_FILE, PIECE, RAW, ZSTD, Cut, Span, zstd
+from packhorse.snapshot.frames import LARGE_FILE, MEDIUM_FILE, PIECE, RAW, ZSTD, Cut, Span, zstd
 
 paths = st.lists(
     st.binary(min_size=1, max_size=12).filter(lambda name: b"/" not in name and b"\0" not in name),
@@ -22,6 +22,7 @@ paths = st.lists(
 sizes = st.one_of(
     st.integers(0, 3000),
     st.integers(0, LARGE_FILE),
+    st.integers(MEDIUM_FILE - 2, MEDIUM_FILE + 2),
     st.integers(LARGE_FILE - 2, LARGE_FILE + 2),
     st.integers(LARGE_FILE, 3 * PIECE),
 )
@@ -74,14 +75,16 @@ def test_every_byte_of_a_gathered_file_lies_in_exactly_one_frame_too(
 
 
 @given(trees)
-def test_no_frame_is_larger_than_a_reader_accepts_and_large_files_have_their_own(
+def test_no_frame_is_larger_than_a_reader_accepts_and_none_mixes_files_of_several_kinds(
     files: list[tuple[bytes, int]],
 ) -> None:
     for spans, _ in frames.cut(files):
         total = sum(span.length for span in spans)
-        large = [span for span in spans if files[span.file][1] >= LARGE_FILE]
+        sizes = [files[span.file][1] for span in spans]
+        large = max(sizes) >= LARGE_FILE
         assert 0 < total <= (PIECE if large else frames.GROUP_MOST)
         assert not large or len(spans) == 1
+        assert max(sizes) < MEDIUM_FILE or min(sizes) >= MEDIUM_FILE
 
 
 def test_a_large_file_is_cut_into_pieces_of_eight_mebibytes() -> None:
@@ -93,8 +96,8 @@ def test_a_large_file_is_cut_into_pieces_of_eight_mebibytes() -> None:
 
 
 def test_small_files_of_two_distributions_share_no_frame_once_it_is_full_enough() -> None:
-    files = [(b"a/%d" % number, 300_000) for number in range(4)] + [(b"b/0", 10)]
-    assert [len(spans) for spans, _ in frames.cut(files)] == [4, 1]
+    files = [(b"a/%d" % number, 60_000) for number in range(20)] + [(b"b/0", 10)]
+    assert [len(spans) for spans, _ in frames.cut(files)] == [20, 1]
 
 
 @given(seed=st.integers(0, 10_000), at=st.floats(0, 1), size=st.integers(1, 60_000))

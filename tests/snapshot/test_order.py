@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packhorse.snapshot.frames import LARGE_FILE
 from packhorse.snapshot.order import MOST_FILES, UNCALLED, Opened, ranks, refined
 
 PATHS = st.sampled_from([f"packages/{letter}.so".encode() for letter in "abcdefgh"])
@@ -21,25 +24,34 @@ def paths(files: tuple[Opened, ...]) -> list[bytes]:
     return [opened.path for opened in files]
 
 
-def test_without_a_profile_packages_come_first_and_static_libraries_last() -> None:
+def large(paths: Iterable[bytes]) -> dict[bytes, int]:
+    return dict.fromkeys(paths, LARGE_FILE)
+
+
+def test_without_a_profile_packages_come_first_and_what_compilers_read_last() -> None:
     wanted = [
+        b"models/small",
         b"packages/a.so",
         b"packages/torch/z.so",
         b"deps/tool",
         b"models/weights",
         b"pip/wheel.whl",
         b"packages/liba.a",
+        b"packages/torch/aten.h",
         b"models/b.lib",
     ]
-    found = ranks(reversed(wanted))
+    small = {b"models/small": LARGE_FILE - 1, b"packages/torch/aten.h": 100_000}
+    found = ranks({**large(reversed(wanted)), **small})
     assert sorted(found, key=found.__getitem__) == wanted
     assert sorted(found.values()) == list(range(len(wanted)))
 
 
-def test_the_profile_decides_before_all_else() -> None:
+def test_the_profile_decides_of_all_but_small_files() -> None:
     profile = [Opened(b"models/w", 0.1), Opened(b"packages/x.a", 0.2), Opened(b"packages/gone.so", 0.3)]
-    found = ranks([b"packages/a.so", b"packages/x.a", b"models/w"], profile)
-    assert sorted(found, key=found.__getitem__) == [b"models/w", b"packages/x.a", b"packages/a.so"]
+    sizes = large([b"packages/a.so", b"packages/x.a", b"models/w", b"packages/small"])
+    found = ranks({**sizes, b"packages/small": 100_000}, profile)
+    wanted = [b"packages/small", b"models/w", b"packages/x.a", b"packages/a.so"]
+    assert sorted(found, key=found.__getitem__) == wanted
     assert [rank for rank in found.values() if rank >= UNCALLED] == [found[b"packages/a.so"]]
 
 

@@ -19,6 +19,7 @@ from tests.transfer.openings import Holder, killed, opened
 from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
 
 from packhorse.errors import IntegrityError, PackhorseError
+from packhorse.snapshot.frames import LARGE_FILE
 from packhorse.snapshot.manifest import Placement
 from packhorse.snapshot.order import ranks
 from packhorse.store import tags
@@ -230,7 +231,7 @@ def test_files_are_held_from_each_kind_of_store(any_worker: NewWorker) -> None:
 def test_without_wishes_files_come_by_rank(first: Worker, here: Worker) -> None:
     holder = Holder()
     opened(here, holder, connections=1, threads=1)
-    order = list(ranks(path for path in holder.held if b"equal" not in path))
+    order = list(ranks({path: LARGE_FILE for path in holder.held if b"equal" not in path}))
     assert [path for path in holder.order if b"equal" not in path] == order
     assert order[-1] == b"packages/static.a"
 

@@ -22,11 +22,13 @@ else:
 
 MEBIBYTE = 1 << 20
 LARGE_FILE = MEBIBYTE
-"""Files of this size and more have frames of their own."""
+"""Files of this size and more are cut into pieces."""
+MEDIUM_FILE = 64 << 10
+"""Files of this size and more share no frame with smaller ones, so that they can come later."""
 PIECE = 8 * MEBIBYTE
 """Large files are cut into pieces of this size."""
 GROUP_LEAST, GROUP_MOST = MEBIBYTE, 4 * MEBIBYTE
-"""Small files share frames of about this size."""
+"""Files that are not large share frames of about this size."""
 LARGEST_FRAME = 16 * MEBIBYTE
 LARGEST_STORED = LARGEST_FRAME + MEBIBYTE
 """What a reader accepts: bounds its memory whatever a store sends."""
@@ -67,7 +69,7 @@ class Span(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What goes into one frame: spans of several small files, or of one large one, in order."""
+    """What goes into one frame: spans of several files that are not large, or of one large one, in order."""
 
     spans: list[Span]
     gpus: str = ""
@@ -87,29 +89,44 @@ def cut(
     `pieces` tells for the number of a large file what of it is gathered into each frame; without it, or where the file
     has no code for GPUs, it is cut into pieces of PIECE bytes.
 
-    A group of small files ends at the edge of a top-level directory (there a distribution ends) or where the
+    Small files and medium ones form groups beside each other. A group ends at the edge of a top-level directory (there a distribution ends) or where the
     path says so (about one file in 64), so that one file more or less moves only the cuts beside it.
     """
-    group: list[Span] = []
-    size = 0
-    top = b""
+    small, medium = _Group(), _Group()
     for number, (path, length) in enumerate(files):
         if length >= LARGE_FILE:
             for gathered in pieces(number) if pieces else gpu.pieces([gpu.Extent(0, length, "")], PIECE):
                 yield Cut([Span(number, *run) for run in gathered.runs], gathered.gpus)
             continue
-        if not length:
-            continue
-        own_top = path.partition(b"/")[0]
-        full = size + length > GROUP_MOST
-        if group and (full or (size >= GROUP_LEAST and (own_top != top or zlib.crc32(path) % 64 == 0))):
-            yield Cut(group)
-            group, size = [], 0
-        group.append(Span(number, 0, length))
-        size += length
-        top = own_top
-    if group:
-        yield Cut(group)
+        if length:
+            yield from (medium if length >= MEDIUM_FILE else small).add(number, path, length)
+    yield from small.close()
+    yield from medium.close()
+
+
+class _Group:
+    """Files that are to share a frame."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._size = 0
+        self._top = b""
+
+    def add(self, number: int, path: bytes, length: int) -> Iterator[Cut]:
+        """A file more; before it the group as it was, where that ends there."""
+        top = path.partition(b"/")[0]
+        full = self._size + length > GROUP_MOST
+        if full or (self._size >= GROUP_LEAST and (top != self._top or zlib.crc32(path) % 64 == 0)):
+            yield from self.close()
+        self._spans.append(Span(number, 0, length))
+        self._size += length
+        self._top = top
+
+    def close(self) -> Iterator[Cut]:
+        """What is in the group, if anything is."""
+        if self._spans:
+            yield Cut(self._spans)
+        self._spans, self._size = [], 0
 
 
 def digest_of(content: Bytes) -> bytes:

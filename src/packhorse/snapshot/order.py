@@ -1,22 +1,24 @@
-"""The order in which large files are restored: what a command opened before comes first, in the order it did.
+"""The order in which held files are restored: small ones first, then what a command opened before, in the order it did.
 
-Pure functions of paths and times. Paths are relative to the root: `packages/torch/lib/libtorch.so`.
+Pure functions of paths, sizes and times. Paths are relative to the root: `packages/torch/lib/libtorch.so`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+
+from packhorse.snapshot.frames import LARGE_FILE
 
 MOST_FILES = 2000
 """A profile names no more."""
 UNCALLED = 1 << 20
 """Ranks from here on are of what nobody is expected to open soon."""
 _DIRECTORIES = (b"packages", b"deps", b"models", b"pip")
-_STATIC = (b".a", b".lib")
-"""Static libraries: only compilers read them."""
+_FOR_COMPILERS = (b".a", b".lib", b".h", b".hpp", b".cuh")
+"""Static libraries and headers: only compilers read them."""
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
@@ -26,22 +28,27 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
 
 
-def ranks(paths: Iterable[bytes], profile: Sequence[Opened] = ()) -> dict[bytes, int]:
-    """The rank of each large file, 0 for the one to restore first.
+def ranks(sizes: Mapping[bytes, int], profile: Sequence[Opened] = ()) -> dict[bytes, int]:
+    """The rank of each file (path → size in bytes), 0 for the one to restore first.
 
-    Those of the profile in its order; then packages, deps, models and pip, each by path; static libraries last. Where
-    there is a profile, what it does not name has ranks from UNCALLED on.
+    Files under 1 MiB, which together are soon there; those of the profile in its order; then packages, deps, models and
+    pip, each by path; what only compilers read last. Where there is a profile, what it does not name and is not of the
+    first has ranks from UNCALLED on.
     """
     known = {opened.path: number for number, opened in reversed(list(enumerate(profile)))}
+
+    def place(path: bytes) -> float:
+        for_compilers = path.endswith(_FOR_COMPILERS)
+        return -1 if sizes[path] < LARGE_FILE and not for_compilers else known.get(path, math.inf)
 
     def key(path: bytes) -> tuple[float, bool, int, bytes]:
         first = path.partition(b"/")[0]
         directory = _DIRECTORIES.index(first) if first in _DIRECTORIES else len(_DIRECTORIES)
-        return known.get(path, math.inf), path.endswith(_STATIC), directory, path
+        return place(path), path.endswith(_FOR_COMPILERS), directory, path
 
     return {
-        path: rank if path in known or not known else UNCALLED + rank
-        for rank, path in enumerate(sorted(set(paths), key=key))
+        path: UNCALLED + rank if known and math.isinf(place(path)) else rank
+        for rank, path in enumerate(sorted(sizes, key=key))
     }
 
 

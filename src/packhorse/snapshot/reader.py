@@ -1,6 +1,6 @@
 """Frames → files: rebuilds a tree in a private directory, resumable after a kill at any moment.
 
-Promises that `finish` returns only when every wanted entry is there with its bytes, mode and times, but for the large
+Promises that `finish` returns only when every wanted entry is there with its bytes, mode and times, but for the
 files that are held open: those have their size, mode and times from the start, and their bytes come when they come. The
 bytes come proven (frames.decompress) by the time that the last of a frame has come. Knows no network, and nothing of
 where the tree goes afterwards.
@@ -72,7 +72,7 @@ class Tree:
         self.signatures: dict[bytes, Signature] = {}
         """Of the files written here, as they are now; without those that have several names."""
         self.held: dict[bytes, int] = {}
-        """Large files that are brought through a descriptor kept open, wherever they are meanwhile."""
+        """Files that are brought through a descriptor kept open, wherever they are meanwhile."""
         self.on_arrival: Callable[[bytes, int], None] = lambda path, descriptor: os.close(descriptor)
         """Called from `put` when a held file is whole, with its descriptor, which is to be closed."""
         self._held_files: dict[bytes, File] = {}
@@ -96,7 +96,7 @@ class Tree:
     def prepare(self, hold: Collection[bytes] = ()) -> list[int]:
         """Create directories, large files at their size and empty files; returns the frames still to bring.
 
-        Of the large files the paths `hold` get their mode and times now and are kept open in `held`.
+        The paths `hold`, some of `holdable`, are created as well, get their mode and times now and are kept open in `held`.
 
         What an earlier, killed attempt brought counts when it was of this boot, and is read and proven when
         it was of another. A leftover of anything else is removed.
@@ -120,9 +120,9 @@ class Tree:
         for path, source in self.kept.items():
             self._link(source, path)
         for file in self._files:
-            if not file.size or file.size >= frames.LARGE_FILE:
+            held = file.path in hold
+            if not file.size or file.size >= frames.LARGE_FILE or held:
                 self._make_parents(file.path)
-                held = file.path in hold
                 descriptor = self._open(file.path, 0, os.O_RDWR if held else os.O_WRONLY)
                 os.ftruncate(descriptor, file.size)
                 if held or not file.size:
@@ -142,9 +142,9 @@ class Tree:
         return self._held_files.keys()
 
     @cached_property
-    def large(self) -> dict[bytes, File]:
-        """The large files that are not kept."""
-        return {file.path: file for file in self._files if file.size >= frames.LARGE_FILE}
+    def holdable(self) -> dict[bytes, File]:
+        """The files that are not kept and, as a rule, share no frame with small ones."""
+        return {file.path: file for file in self._files if file.size >= frames.MEDIUM_FILE}
 
     def paths(self, number: int) -> set[bytes]:
         """The files that need the frame `number`."""
@@ -194,7 +194,7 @@ class Tree:
         What `parts` raises is raised here; the frame can be put once more.
         """
         inside = self._members[number]
-        large = [member for member in inside if member.file.size >= frames.LARGE_FILE]
+        large = [member for member in inside if self._created(member.file)]
         if len(large) < len(inside):
             raw = b"".join(parts)
             with self._creating:
@@ -207,11 +207,15 @@ class Tree:
         for path in whole:
             self._arrive(path)
 
+    def _created(self, file: File) -> bool:
+        """Whether it exists at its size before its bytes come."""
+        return file.size >= frames.LARGE_FILE or file.path in self._held_files
+
     def _put_small(self, inside: Iterable[Member], raw: memoryview) -> None:
         """The small files among these members, as a rule all there is of each."""
         for member in inside:
             file = member.file
-            if file.size >= frames.LARGE_FILE:
+            if self._created(file):
                 continue
             whole = member.length == file.size
             descriptor = self._open(file.path, os.O_TRUNC if whole else 0, mode=file.mode)

@@ -21,7 +21,7 @@ from packhorse.errors import PackhorseError
 from packhorse.progress import Progress
 from packhorse.snapshot import frames, gpu
 from packhorse.snapshot.contents import Before, content_of_runs, is_hole, is_plain
-from packhorse.snapshot.frames import LARGE_FILE, Cut, Span
+from packhorse.snapshot.frames import LARGE_FILE, MEDIUM_FILE, Cut, Span
 from packhorse.snapshot.gpu import Gathered
 from packhorse.snapshot.index import Index, now
 from packhorse.snapshot.manifest import (
@@ -154,9 +154,10 @@ def write(
     started = now()  # what changed shortly before may change again while it is read
     files, links = _named_once(found)
     written = Written()
-    packer = _Packer(sink, written, taken)
+    # What comes first in a restore lies together, and does not bring along what comes later.
+    small, others = _Packer(sink, written, taken), _Packer(sink, written, taken)
     trusted = [index.digests(index_prefix + item.path, item.signature) for item in files]
-    writing = _Writing(base, files, trusted, existing, before, holes, level, progress, packer, written)
+    writing = _Writing(base, files, trusted, existing, before, holes, level, progress, small, others, written)
     keep_freed()
     threads = threads or min(processors.usable(), _THREADS_MOST)
     with ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool:
@@ -178,7 +179,8 @@ def write(
                     writing.collect(*jobs.popleft())
         while jobs:
             writing.collect(*jobs.popleft())
-    packer.flush()
+    small.flush()
+    others.flush()
 
     for frame in written.frames:
         if frame.digest not in written.placed:
@@ -233,7 +235,9 @@ class _Writing:
     holes: Collection[bytes]
     level: int
     progress: Progress
-    packer: _Packer
+    small: _Packer
+    """Takes the frames of small files."""
+    others: _Packer
     written: Written
     changed: set[int] = field(default_factory=set)
     late: set[int] = field(default_factory=set)
@@ -247,7 +251,7 @@ class _Writing:
         self._vouched = [0] * len(self.files)  # how many frames of a large file
 
     def is_large(self, cut: Cut) -> bool:
-        """Whether it is of a large file, and of that alone."""
+        """Whether it is of a large file."""
         return self.files[cut.spans[0].file].signature.size >= LARGE_FILE
 
     def gathered(self, number: int) -> list[Gathered]:
@@ -300,7 +304,9 @@ class _Writing:
         self.changed.update(job.changed)
         if job.stored is not None and job.digest not in self._packed:
             self._packed.add(job.digest)
-            self.packer.add(job.digest, job.codec, job.stored, job.stored_digest)
+            small = self.files[cut.spans[0].file].signature.size < MEDIUM_FILE
+            packer = self.small if small else self.others
+            packer.add(job.digest, job.codec, job.stored, job.stored_digest)
         self.account(cut, job.digest, job.length, job.members)
 
     def account(self, cut: Cut, digest: bytes, length: int, members: Sequence[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ class PullResult(msgspec.Struct):
 
 
 class Gate(Protocol):
-    """What holds large files back from those who open them, until they have arrived."""
+    """What holds files back from those who open them, until they have arrived."""
 
     wanted: Wanted
 
@@ -44,10 +44,12 @@ class Gate(Protocol):
 
 
 class Held(NamedTuple):
-    """A large file that is there, but for its bytes."""
+    """A file that is there, but for its bytes."""
 
     path: bytes
     """Relative to the root."""
+    size: int
+    """In bytes."""
     descriptor: int
     program: bool
     """Whether somebody may execute it."""
@@ -61,8 +63,8 @@ class Opening:
 
     start: Callable[[PullResult], None]
     """Called once, when the command may start."""
-    ranks: Callable[[Iterable[bytes]], Mapping[bytes, int]]
-    """The order of large files, by their paths relative to the root."""
+    ranks: Callable[[Mapping[bytes, int]], Mapping[bytes, int]]
+    """The order of files that are held back, by their paths relative to the root and their sizes in bytes."""
     gate: Gate | None = None
     """Without one all but the code for other GPUs is there at the start."""
     arrived: Callable[[], None] = lambda: None

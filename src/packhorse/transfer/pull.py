@@ -309,7 +309,7 @@ class _Restore:
         held: list[Held] = []
         for digest, prefix, tree in trees:
             placed = placed_by(tags.get_placement(self.store, tree.manifest, digest))
-            numbers = tree.prepare({path for path in tree.large if prefix + path in ranks})
+            numbers = tree.prepare({path for path in tree.holdable if prefix + path in ranks})
             if tree is packages:
                 self.placed = placed
                 self.late |= self._cold(tree.manifest).intersection(numbers)
@@ -332,26 +332,28 @@ class _Restore:
         return early, late
 
     def _ranks(self, trees: Sequence[tuple[str, bytes, Tree]], most: int) -> dict[bytes, int]:
-        """The large files to hold back, the largest ones where they are too many, and the order of all of them.
+        """The files to hold back, the largest ones where they are too many, and the order of all of them.
 
         None that replaces a shared one: should the restore fail, that is still there.
         """
         sizes = {
             prefix + path: file.size
             for _, prefix, tree in trees
-            for path, file in tree.large.items()
+            for path, file in tree.holdable.items()
             if prefix or self.plan.wanted.get(path, Standing.OLDER) is None
         }
         assert self.opening is not None
-        return dict(self.opening.ranks(sorted(sizes, key=lambda path: -sizes[path])[:most]))
+        largest = sorted(sizes, key=lambda path: -sizes[path])[:most]
+        return dict(self.opening.ranks({path: sizes[path] for path in largest}))
 
     def _hold(self, gate: Gate, prefix: bytes, tree: Tree) -> list[Held]:
-        """Hold back the large files of a tree; those that cannot be are brought like small ones."""
+        """Hold back the held files of a tree; those that cannot be are brought like small ones."""
         files = [
             Held(
                 prefix + path,
+                tree.holdable[path].size,
                 descriptor,
-                bool(tree.large[path].mode & 0o111),
+                bool(tree.holdable[path].mode & 0o111),
                 partial(gate.wanted.add, tree, tree.numbers(path)),
             )
             for path, descriptor in tree.held.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -211,13 +211,13 @@ class Boot:
             return None
         return Opening(start, self._ranks(early), early.restorer, lambda: self._refine(early))
 
-    def _ranks(self, early: Early) -> Callable[[Iterable[bytes]], Mapping[bytes, int]]:
-        """The order of large files, by the profile of the command where there is one."""
+    def _ranks(self, early: Early) -> Callable[[Mapping[bytes, int]], Mapping[bytes, int]]:
+        """The order of held files, by the profile of the command where there is one."""
         if early.arrivals.startswith("random:"):
             shuffle = random.Random(early.arrivals).shuffle  # noqa: S311
 
-            def at_random(paths: Iterable[bytes]) -> Mapping[bytes, int]:
-                order = sorted(paths)
+            def at_random(sizes: Mapping[bytes, int]) -> Mapping[bytes, int]:
+                order = sorted(sizes)
                 shuffle(order)
                 return {path: rank for rank, path in enumerate(order)}
 

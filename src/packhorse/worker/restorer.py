@@ -1,4 +1,4 @@
-"""The gate from the restorer's side: write leases on large files that are there but for their bytes.
+"""The gate from the restorer's side: write leases on files that are there but for their bytes.
 
 Promises that a file is let go of only when it is whole, that a file which somebody waits for is asked for next, and that
 the command ends before anything is let go of when the supervisor is gone.
@@ -52,9 +52,9 @@ class Restorer:
         signal.pthread_sigmask(signal.SIG_BLOCK, write_leases.SIGNALS)
         self.wanted = Wanted(patient)
         self.opened: list[tuple[bytes, float]] = []
-        """The files that somebody waited for, and how many seconds after the start."""
+        """The large files that somebody waited for, and how many seconds after the start."""
         self._there: dict[bytes, float] = {}
-        """The files that nobody waited for, and how many seconds after the start they had arrived."""
+        """The large files that nobody waited for, and how many seconds after the start they had arrived."""
         self._link, self._warn = link, warn
         self._leases: dict[bytes, _Lease] = {}
         self._numbers = itertools.count()
@@ -81,7 +81,7 @@ class Restorer:
                 self._leases[held.path] = _Lease(next(self._numbers), held)
         if refused:
             path, first = next(iter(refused.items()))
-            others = f" and {len(refused) - 1} other large files" if len(refused) > 1 else ""
+            others = f" and {len(refused) - 1} other files" if len(refused) > 1 else ""
             why = "somebody has it open" if first.errno == errno.EAGAIN else first.strerror
             self._warn(
                 f"{readable(path)}{others} cannot be held back until it is there ({why}), so the command starts later"
@@ -106,7 +106,7 @@ class Restorer:
         with self._lock:
             lease = self._leases.pop(path)
             os.close(descriptor)
-            if not lease.asked:
+            if not lease.asked and lease.held.size >= LARGE_FILE:
                 self._there[path] = time.monotonic() - self._started if lease.told else 0.0
             if lease.told:
                 with contextlib.suppress(OSError):  # the listener sees the end of the link
@@ -161,8 +161,9 @@ class Restorer:
                 ]
             for lease in new:
                 lease.asked = True
-                self.opened.append((lease.held.path, time.monotonic() - self._started))
                 lease.held.want()
+                if lease.held.size >= LARGE_FILE:
+                    self.opened.append((lease.held.path, time.monotonic() - self._started))
 
     def _listen(self) -> None:
         try:
