@@ -1,4 +1,4 @@
-"""The order of large files: the profile's first, what nobody asks for last, and the same for every reader."""
+"""The order of held files: small ones, the profile's, what nobody asks for last, and the same for every reader."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_without_a_profile_packages_come_first_and_what_compilers_read_last() ->
         b"deps/tool",
         b"models/weights",
         b"pip/wheel.whl",
-        b"packages/liba.a",
         b"packages/torch/aten.h",
+        b"packages/liba.a",
         b"models/b.lib",
     ]
     small = {b"models/small": LARGE_FILE - 1, b"packages/torch/aten.h": 100_000}
@@ -46,11 +46,12 @@ def test_without_a_profile_packages_come_first_and_what_compilers_read_last() ->
     assert sorted(found.values()) == list(range(len(wanted)))
 
 
-def test_the_profile_decides_of_all_but_small_files() -> None:
+def test_the_profile_decides_within_each_size() -> None:
     profile = [Opened(b"models/w", 0.1), Opened(b"packages/x.a", 0.2), Opened(b"packages/gone.so", 0.3)]
-    sizes = large([b"packages/a.so", b"packages/x.a", b"models/w", b"packages/small"])
-    found = ranks({**sizes, b"packages/small": 100_000}, profile)
-    wanted = [b"packages/small", b"models/w", b"packages/x.a", b"packages/a.so"]
+    profile += [Opened(b"packages/c.pyc", 0.4)]
+    sizes = large([b"packages/a.so", b"packages/x.a", b"models/w"])
+    found = ranks({**sizes, b"packages/b.pyc": 100_000, b"packages/c.pyc": 100_000}, profile)
+    wanted = [b"packages/c.pyc", b"packages/b.pyc", b"models/w", b"packages/x.a", b"packages/a.so"]
     assert sorted(found, key=found.__getitem__) == wanted
     assert [rank for rank in found.values() if rank >= UNCALLED] == [found[b"packages/a.so"]]
 

@@ -19,6 +19,7 @@ from tests.transfer.openings import Holder, killed, opened
 from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
 
 from packhorse.errors import IntegrityError, PackhorseError
+from packhorse.snapshot import frames
 from packhorse.snapshot.frames import LARGE_FILE
 from packhorse.snapshot.manifest import Placement
 from packhorse.snapshot.order import ranks
@@ -41,6 +42,9 @@ LARGE = {
     "models/second": MIB,
     "deps/tool": 2 * MIB,
 }
+MEDIUM = {"packages/package/a.pyc": 64 << 10, "packages/package/b.pyc": 500_000, "models/tokens": 100_000}
+"""These share frames, those of the packages one."""
+HELD = LARGE | MEDIUM
 
 
 def _fill(worker: Worker) -> None:
@@ -48,7 +52,7 @@ def _fill(worker: Worker) -> None:
     assert worker.root
     for name in SMALL:
         worker.write(name, NOISE.randbytes(10_000))
-    for name, size in LARGE.items():
+    for name, size in HELD.items():
         worker.write(name, NOISE.randbytes(size))
     same = NOISE.randbytes(2 * MIB)
     for name in ("packages/equal1", "packages/equal2", "models/equal3"):
@@ -225,13 +229,52 @@ def test_files_are_held_from_each_kind_of_store(any_worker: NewWorker) -> None:
     _complete(puller, pusher)
 
 
+def test_files_that_share_a_frame_are_held_and_come_together(first: Worker, here: Worker) -> None:
+    holder = Holder("never")
+
+    def start() -> None:
+        for name in MEDIUM:
+            assert not any((here.path / name).read_bytes())
+            assert _facts(here.path / name) == _facts(first.path / name)
+        holder.want(b"packages/package/b.pyc")
+        assert set(holder.order[-2:]) == {b"packages/package/a.pyc", b"packages/package/b.pyc"}
+        holder.release()
+
+    opened(here, holder, start)
+    assert {os.fsencode(name) for name in HELD} <= holder.held.keys()
+    _complete(here, first)
+
+
+def test_files_whose_frame_has_small_ones_too_are_there_at_the_start(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As snapshots were cut before."""
+    pusher, puller = new_worker("first"), new_worker("second")
+    _fill(pusher)
+    with monkeypatch.context() as patch:
+        patch.setattr(frames, "MEDIUM_FILE", LARGE_FILE)
+        pusher.push()
+    holder = Holder("never")
+
+    def start() -> None:
+        for name in MEDIUM:
+            assert (puller.path / name).read_bytes() == (pusher.path / name).read_bytes()
+        holder.release()
+
+    assert puller.root
+    opened(puller, holder, start)
+    assert persistent(puller.path) == persistent(pusher.path)
+    assert puller.root.state().state == "complete"
+
+
 # --- order ---
 
 
 def test_without_wishes_files_come_by_rank(first: Worker, here: Worker) -> None:
     holder = Holder()
     opened(here, holder, connections=1, threads=1)
-    order = list(ranks({path: LARGE_FILE for path in holder.held if b"equal" not in path}))
+    sizes = {path: (first.path / os.fsdecode(path)).stat().st_size for path in holder.held}
+    order = list(ranks({path: size for path, size in sizes.items() if b"equal" not in path}))
     assert [path for path in holder.order if b"equal" not in path] == order
     assert order[-1] == b"packages/static.a"
 

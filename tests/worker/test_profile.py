@@ -1,4 +1,4 @@
-"""A profile tells which large files a command opened, in the order it did, and the command notices nothing."""
+"""A profile tells which files a command opened, in the order it did, and the command notices nothing."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_file_that_somebody_has_open_is_left_out_and_counted(
         done = packhorse("profile", "--name", "busy", "--", "cat", *(str(root / name) for name in FILES[:2]))
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) == 2 * SIZE
-    assert "1 large file could not be watched" in done.stderr
+    assert "1 file could not be watched" in done.stderr
     assert opened(name="busy") == ["packages/b.so"]
 
 

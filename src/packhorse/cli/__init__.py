@@ -29,7 +29,7 @@ COMMANDS = {
     "pull": "Restore a snapshot into the root.",
     "run": "Restore (or install and push), then run a command; back up when it ends.",
     "exec": "Run a command in the environment of the root.",
-    "profile": "Run a command and record which large files it opens.",
+    "profile": "Run a command and record which files it opens.",
     "env": "Print the environment table, for eval.",
     "status": "Show the root, the disks, the store and what it costs.",
     "doctor": "Look for what is wrong with the root, and say what to do.",

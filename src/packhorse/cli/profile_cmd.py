@@ -1,4 +1,4 @@
-"""`packhorse profile`: run a command and record which large files it opens."""
+"""`packhorse profile`: run a command and record which files it opens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from packhorse.cli import console, supervised
 @console.shared_options
 @supervised.command_argument
 def command(name: str, seconds: float | None, status_file: Path | None, words: tuple[str, ...]) -> int:
-    """Run a command in the environment of the root, and store which large files it opens, in which order and when.
+    """Run a command in the environment of the root, and store which files of 64 KiB and more it opens, in which order and when.
 
     Exits with the command's own code (128 + n if signal n killed it); 125 when packhorse fails, 126 when the
     command cannot be executed, 127 when it is not found.

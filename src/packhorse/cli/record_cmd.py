@@ -1,4 +1,4 @@
-"""`packhorse record` (hidden): the process in which `profile` watches the large files and stores what it saw."""
+"""`packhorse record` (hidden): the process in which `profile` watches files and stores what it saw."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LAST = 5
 @click.option("--for", "seconds", type=float, default=0.0)
 @console.shared_options
 def command(result_file: Path, ready: int, name: str, program: str, seconds: float) -> None:
-    """Watch the large files until SIGTERM, then store the profile; write what was seen to --result."""
+    """Watch the files until SIGTERM, then store the profile; write what was seen to --result."""
     import ctypes
 
     import msgspec
@@ -72,7 +72,7 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
         skipped=watch.skipped,
     )
     if not opened:
-        facts.error = "The command opened no file of 1 MiB or more in the root."
+        facts.error = "The command opened no file of 64 KiB or more in the root."
     else:
         from packhorse.store import profiles
         from packhorse.transfer.setup import Setup
@@ -85,13 +85,11 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
             facts.error = str(error)
     atomic.write_file(result_file, msgspec.json.encode(facts))
     if facts.skipped:
-        console.warn(
-            f"{console.counted(facts.skipped, 'large file')} could not be watched: open, or not yours"
-        )
+        console.warn(f"{console.counted(facts.skipped, 'file')} could not be watched: open, or not yours")
     if facts.error:
         return
     console.note(
-        f"profile {name} of {tag}: {facts.files:,} of {console.counted(facts.large_files, 'large file')}, "
+        f"profile {name} of {tag}: {facts.files:,} of {console.counted(facts.large_files, 'file')}, "
         f"{console.megabytes(facts.bytes)} of {console.megabytes(facts.large_bytes)}; the last ones:"
     )
     for each in opened[-_LAST:]:

@@ -21,7 +21,7 @@ from packhorse.cli import console, supervised
     default="",
     metavar="NAME",
     callback=supervised.checked_profile,
-    help="The order of large files for an early start, and its name for the next; by default by CMD.",
+    help="The order of files for an early start, and its name for the next; by default by CMD.",
 )
 @click.option(
     "--locked", is_flag=True, help="Fail unless a lock file is configured and fits the requirements."

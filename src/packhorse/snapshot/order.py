@@ -31,23 +31,25 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
 def ranks(sizes: Mapping[bytes, int], profile: Sequence[Opened] = ()) -> dict[bytes, int]:
     """The rank of each file (path → size in bytes), 0 for the one to restore first.
 
-    Files under 1 MiB, which together are soon there; those of the profile in its order; then packages, deps, models and
-    pip, each by path; what only compilers read last. Where there is a profile, what it does not name and is not of the
-    first has ranks from UNCALLED on.
+    Files under 1 MiB, which together are soon there, then larger ones. Of either kind those of the profile in its order,
+    then packages, deps, models and pip, each by path. What only compilers read, unless the profile names it, last. Where
+    there is a profile, large files that it does not name have ranks from UNCALLED on.
     """
     known = {opened.path: number for number, opened in reversed(list(enumerate(profile)))}
 
-    def place(path: bytes) -> float:
-        for_compilers = path.endswith(_FOR_COMPILERS)
-        return -1 if sizes[path] < LARGE_FILE and not for_compilers else known.get(path, math.inf)
+    def last(path: bytes) -> bool:
+        return path not in known and path.endswith(_FOR_COMPILERS)
 
-    def key(path: bytes) -> tuple[float, bool, int, bytes]:
+    def large(path: bytes) -> bool:
+        return sizes[path] >= LARGE_FILE
+
+    def key(path: bytes) -> tuple[bool, bool, float, int, bytes]:
         first = path.partition(b"/")[0]
         directory = _DIRECTORIES.index(first) if first in _DIRECTORIES else len(_DIRECTORIES)
-        return place(path), path.endswith(_FOR_COMPILERS), directory, path
+        return last(path), large(path), known.get(path, math.inf), directory, path
 
     return {
-        path: UNCALLED + rank if known and math.isinf(place(path)) else rank
+        path: UNCALLED + rank if known and path not in known and (large(path) or last(path)) else rank
         for rank, path in enumerate(sorted(sizes, key=key))
     }
 

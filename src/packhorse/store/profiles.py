@@ -1,4 +1,4 @@
-"""Profiles: which large files a command opens, in which order and when.
+"""Profiles: which files of 64 KiB and more a command opens, in which order and when.
 
     profiles/<tag>/<name>/<stamp>-<nonce>
 
@@ -32,7 +32,7 @@ _KEY = re.compile(rf"profiles/([^/]+)/({profile_name.PATTERN})/(\d{{14}})-[0-9a-
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """What a command opened of the large files of a root, in the order of the first time."""
+    """What a command opened of the files of a root, in the order of the first time."""
 
     name: str
     command: str = ""

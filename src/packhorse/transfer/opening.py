@@ -48,8 +48,6 @@ class Held(NamedTuple):
 
     path: bytes
     """Relative to the root."""
-    size: int
-    """In bytes."""
     descriptor: int
     program: bool
     """Whether somebody may execute it."""

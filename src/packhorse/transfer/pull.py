@@ -351,7 +351,6 @@ class _Restore:
         files = [
             Held(
                 prefix + path,
-                tree.holdable[path].size,
                 descriptor,
                 bool(tree.holdable[path].mode & 0o111),
                 partial(gate.wanted.add, tree, tree.numbers(path)),

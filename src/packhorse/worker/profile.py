@@ -1,4 +1,4 @@
-"""`profile`: a command runs as `exec` runs it, while a process beside it records which large files are opened.
+"""`profile`: a command runs as `exec` runs it, while a process beside it records which files are opened.
 
 Promises that the command's output and exit code are its own, and that it goes on whatever becomes of the recorder.
 """
@@ -31,7 +31,7 @@ class Recorded(msgspec.Struct):
     name: str
     tag: str
     files: int = 0
-    """Large files that were opened."""
+    """Files of 64 KiB and more that were opened."""
     bytes: int = 0
     large_files: int = 0
     """All that the root has."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from packhorse.errors import EXIT_SUPERVISOR
 from packhorse.root import PERSISTENT
-from packhorse.snapshot.frames import LARGE_FILE
+from packhorse.snapshot.frames import MEDIUM_FILE
 from packhorse.snapshot.scan import readable
 from packhorse.transfer.fetch import Wanted
 from packhorse.transfer.opening import Held
@@ -52,9 +52,9 @@ class Restorer:
         signal.pthread_sigmask(signal.SIG_BLOCK, write_leases.SIGNALS)
         self.wanted = Wanted(patient)
         self.opened: list[tuple[bytes, float]] = []
-        """The large files that somebody waited for, and how many seconds after the start."""
+        """The files that somebody waited for, and how many seconds after the start."""
         self._there: dict[bytes, float] = {}
-        """The large files that nobody waited for, and how many seconds after the start they had arrived."""
+        """The files that nobody waited for, and how many seconds after the start they had arrived."""
         self._link, self._warn = link, warn
         self._leases: dict[bytes, _Lease] = {}
         self._numbers = itertools.count()
@@ -106,7 +106,7 @@ class Restorer:
         with self._lock:
             lease = self._leases.pop(path)
             os.close(descriptor)
-            if not lease.asked and lease.held.size >= LARGE_FILE:
+            if not lease.asked:
                 self._there[path] = time.monotonic() - self._started if lease.told else 0.0
             if lease.told:
                 with contextlib.suppress(OSError):  # the listener sees the end of the link
@@ -128,7 +128,7 @@ class Restorer:
         return sorted([*self.opened, *found], key=lambda each: each[1])
 
     def _mapped(self, prefix: bytes) -> Iterable[bytes]:
-        """The large files below `prefix` that the command has mapped, as a rule in the order in which it did: the kernel
+        """The files below `prefix` that the command has mapped, as a rule in the order in which it did: the kernel
         begins with the highest addresses."""
         found: dict[bytes, None] = {}
         command = [self._child] if self._child else []
@@ -142,7 +142,7 @@ class Restorer:
                 if (
                     path != name
                     and path.split(b"/")[0] in _DIRECTORIES
-                    and os.stat(name).st_size >= LARGE_FILE
+                    and os.stat(name).st_size >= MEDIUM_FILE
                 ):
                     yield path
 
@@ -161,9 +161,8 @@ class Restorer:
                 ]
             for lease in new:
                 lease.asked = True
+                self.opened.append((lease.held.path, time.monotonic() - self._started))
                 lease.held.want()
-                if lease.held.size >= LARGE_FILE:
-                    self.opened.append((lease.held.path, time.monotonic() - self._started))
 
     def _listen(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Which large files are opened, in which order and when: a write lease on each tells, without privileges.
+"""Which files are opened, but for small ones, in which order and when: a write lease on each tells, without privileges.
 
 Promises that whoever opens a file goes on within about a millisecond, and at once where the watching process dies. By
 whom a file is opened is not known.
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from packhorse.snapshot.frames import LARGE_FILE
+from packhorse.snapshot.frames import MEDIUM_FILE
 from packhorse.snapshot.order import Opened
 from packhorse.snapshot.scan import Found
 from packhorse.worker import write_leases
@@ -29,26 +29,26 @@ class OpenWatch:
     """
 
     def __init__(self, base: bytes, files: Iterable[Found]) -> None:
-        """Watch those of `files` below `base` that are large; of hard-linked names the first stands for all.
+        """Watch those of `files` below `base` that are not small; of hard-linked names the first stands for all.
 
         Raises the limit of open files of this process (RLIMIT_NOFILE) as far as it may; where that is not enough the
         largest are watched.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, write_leases.SIGNALS)
-        large: dict[tuple[int, int], Found] = {}
+        watched: dict[tuple[int, int], Found] = {}
         for file in files:
-            if file.kind == "file" and file.signature.size >= LARGE_FILE:
-                large.setdefault((file.signature.device, file.signature.inode), file)
+            if file.kind == "file" and file.signature.size >= MEDIUM_FILE:
+                watched.setdefault((file.signature.device, file.signature.inode), file)
         self.opened: list[Opened] = []
-        self.sizes = {file.path: file.signature.size for file in large.values()}
-        """Of all large files, in bytes."""
+        self.sizes = {file.path: file.signature.size for file in watched.values()}
+        """Of all watched files, in bytes."""
         self._held: dict[int, bytes] = {}
         self._ended = False
         self._started = time.monotonic()
         most = write_leases.most_open_files() - len(os.listdir("/proc/self/fd")) - _SPARE
-        for file in sorted(large.values(), key=lambda file: -file.signature.size)[: max(most, 0)]:
+        for file in sorted(watched.values(), key=lambda file: -file.signature.size)[: max(most, 0)]:
             self._hold(os.path.join(base, file.path), file.path)
-        self.skipped = len(large) - len(self._held)
+        self.skipped = len(watched) - len(self._held)
         """Files that are not watched: somebody has them open, or they are somebody else's."""
         self._thread = threading.Thread(target=self._watch, name="opens", daemon=True)
         self._thread.start()
