@@ -79,19 +79,20 @@ def test_a_store_that_is_gone_for_good_ends_the_pull_with_6_and_what_came_is_kep
 
 
 class _Blocking(Silent):
-    """Lets nobody write any further until the relay has nothing more to do."""
+    """Lets nobody write any further until the relay has nothing more to do, and then everybody."""
 
     def __init__(self, relay: Relay) -> None:
-        self.relay, self.written, self.received_at_most = relay, 0, 0
+        self.relay, self.received_at_most = relay, 0
+        self._first = threading.Lock()
 
     def advance(self, count: int) -> None:
-        calm_since = time.monotonic()
-        while time.monotonic() < calm_since + 0.5:
-            if self.relay.at_once:
-                calm_since = time.monotonic()
-            time.sleep(0.01)
-        self.received_at_most = max(self.received_at_most, self.relay.received)
-        self.advance = lambda count: None  # type: ignore[method-assign]
+        with self._first:
+            calm_since = time.monotonic()
+            while not self.received_at_most and time.monotonic() < calm_since + 0.5:
+                if self.relay.at_once:
+                    calm_since = time.monotonic()
+                time.sleep(0.01)
+            self.received_at_most = self.received_at_most or self.relay.received
 
 
 def test_no_more_is_asked_for_than_may_be_held_while_nothing_is_written(

@@ -12,7 +12,7 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, KeysView, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -93,16 +93,23 @@ class Tree:
             for member in inside
         )
 
-    def prepare(self, hold: Collection[bytes] = ()) -> list[int]:
-        """Create directories, large files at their size and empty files; returns the frames still to bring.
-
-        The paths `hold`, some of `holdable`, are created as well, get their mode and times now and are kept open in `held`.
+    @cached_property
+    def missing(self) -> list[int]:
+        """The frames still to bring.
 
         What an earlier, killed attempt brought counts when it was of this boot, and is read and proven when
-        it was of another. A leftover of anything else is removed.
+        it was of another.
         """
-        done = self._resume()
-        if done is None:
+        done = self._holes | (self._resumed or set())
+        return [number for number, inside in enumerate(self._members) if inside and number not in done]
+
+    def prepare(self, hold: Collection[bytes] = ()) -> None:
+        """Create directories, large files at their size and empty files; then `put` can be called.
+
+        The paths `hold`, some of `holdable`, are created as well, get their mode and times now and are kept open in `held`.
+        A leftover of anything else is removed.
+        """
+        if self._resumed is None:
             atomic.remove_tree(Path(os.fsdecode(self._base)))
             os.makedirs(self._base, mode=0o700)
             for entry in self.entries:
@@ -111,7 +118,6 @@ class Tree:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(self._at(entry.path), 0o700)
             self._start_journal()
-            done = set()
         else:
             for entry in self.entries:
                 if isinstance(entry, Directory):
@@ -133,12 +139,10 @@ class Tree:
                 else:
                     os.close(descriptor)
         self._log = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        done |= self._holes  # the files have their size: what is not written reads as zeros
-        return [number for number, inside in enumerate(self._members) if inside and number not in done]
 
     @property
-    def late(self) -> Collection[bytes]:
-        """The files that were held when the tree was prepared."""
+    def late(self) -> KeysView[bytes]:
+        """The files that were held when the tree was prepared, but for those let go of since."""
         return self._held_files.keys()
 
     @cached_property
@@ -303,7 +307,8 @@ class Tree:
         # Numbers of four bytes follow. None lies over the border of two blocks, so that a full disk takes it whole or not.
         atomic.write_file(self._journal, header + b" " * (-(len(header) + 1) % 4) + b"\n")
 
-    def _resume(self) -> set[int] | None:
+    @cached_property
+    def _resumed(self) -> set[int] | None:
         """The frames that an earlier attempt brought, or None where there is nothing to go on from."""
         try:
             head, _, body = self._journal.read_bytes().partition(b"\n")

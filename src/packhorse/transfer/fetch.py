@@ -127,15 +127,18 @@ def fetch(
     connections: int | None = None,
     threads: int | None = None,
     wanted: Wanted | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> int:
     """Bring every job's frame where it goes; returns the bytes requested.
 
+    `prepare` is called once before anything is written, as a rule while the first bytes are on their way.
     `connections` and `threads` pin the number of requests at a time and of threads that write; without them both
     follow from the line and the processors. Raises IntegrityError for what is not what its digest says, and
     StorageError.
     """
     waiting = sorted(jobs, key=lambda job: (job.rank, *_place(job)))
     if not waiting:
+        prepare()
         return 0
     keep_freed()
     try:
@@ -144,12 +147,14 @@ def fetch(
         raise _missing(waiting[0]) from error
     writers = threads or min(processors.usable() + 1, WRITERS_MOST)
     if not ranged:
+        prepare()
         return _fetch_whole_packs(store, waiting, progress, writers)
     line = _Line(store, waiting, connections, writers, wanted or Wanted())
     with ThreadPoolExecutor(writers + 1, thread_name_prefix="fetch") as pool:
         asking: Future[None] = pool.submit(lambda: asyncio.run(line.run()))
-        writing = [pool.submit(_write_what_comes, store, line, progress) for _ in range(writers)]
         try:
+            prepare()
+            writing = [pool.submit(_write_what_comes, store, line, progress) for _ in range(writers)]
             done, _ = wait([asking, *writing], return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()

@@ -115,6 +115,16 @@ def pull(
     return result
 
 
+class _Part(NamedTuple):
+    """A tree that is brought; `prefix` makes its paths relative to the root."""
+
+    prefix: bytes
+    tree: Tree
+    numbers: Sequence[int]
+    """Its frames that come, but for what comes last."""
+    placed: Mapping[bytes, Placed]
+
+
 class _Restore:
     """One pull on its way; the root is held against other writers."""
 
@@ -176,8 +186,7 @@ class _Restore:
         self.root.record(msgspec.structs.replace(self.state, state="partial"))
         publication = Publication(self.local, self.winners, shared, self.plan, self._keep)
         try:
-            early, held = self._jobs(packages, shared)
-            self._bring(early)
+            held = self._bring_early(self._parts(packages, shared))
             with self._beside(held):
                 for tree in trees:
                     tree.finish()
@@ -294,57 +303,78 @@ class _Restore:
 
     # --- bringing ---
 
-    def _jobs(self, packages: Tree | None, shared: Mapping[str, Tree]) -> tuple[list[Job], list[Job]]:
-        """What is to be brought before a command may start, and what it need not wait for."""
+    def _parts(self, packages: Tree | None, shared: Mapping[str, Tree]) -> list[_Part]:
+        """What is to be brought, but for what comes last."""
         trees = [(digest, b"", tree) for digest, tree in shared.items()]
         if packages is not None:
             trees.insert(0, (self.snapshot.packages, PACKAGES, packages))
             self.result.pulled.append("packages")
         if self.plan.wanted:
             self.result.pulled.append("shared")
-        gate = self.opening.gate if self.opening is not None else None
-        ranks = self._ranks(trees, gate.most) if gate is not None else {}
-        early: list[Job] = []
-        late: list[Job] = []
-        held: list[Held] = []
+        parts = []
         for digest, prefix, tree in trees:
             placed = placed_by(tags.get_placement(self.store, tree.manifest, digest))
-            numbers = tree.prepare({path for path in tree.holdable if prefix + path in ranks})
+            numbers = tree.missing
             if tree is packages:
                 self.placed = placed
                 self.late |= self._cold(tree.manifest).intersection(numbers)
                 numbers = [number for number in numbers if number not in self.late]
-            tree.expect(numbers)
-            if gate is not None:
-                held += self._hold(gate, prefix, tree)
-            for number in numbers:
-                paths = tree.paths(number)
-                waits = paths <= tree.held.keys()
-                rank = min(ranks[prefix + path] for path in paths) if waits else 0
-                frame = tree.manifest.frames[number]
-                (late if waits else early).append(Job(tree, number, frame, placed[frame.digest], rank))
-        shared_ones = [each for each in held if not each.path.startswith(PACKAGES)]
-        if shared_ones:
-            self.arriving = arriving.Arriving(
-                self.root, [(each.path, each.descriptor) for each in shared_ones]
-            )
-        self.progress.stage("restoring", sum(job.frame.length for job in (*early, *late)))
-        return early, late
+            parts.append(_Part(prefix, tree, numbers, placed))
+        return parts
 
-    def _ranks(self, trees: Sequence[tuple[str, bytes, Tree]], most: int) -> dict[bytes, int]:
+    def _bring_early(self, parts: Sequence[_Part]) -> list[Job]:
+        """Bring what is needed before a command may start; returns what it need not wait for."""
+        ranks = self._ranks(parts)
+        early: list[Job] = []
+        late: list[tuple[Tree, Job]] = []
+        for prefix, tree, numbers, placed in parts:
+            for number in numbers:
+                paths = {prefix + path for path in tree.paths(number)}
+                waits = paths <= ranks.keys()
+                frame = tree.manifest.frames[number]
+                rank = min(ranks[path] for path in paths) if waits else 0
+                job = Job(tree, number, frame, placed[frame.digest], rank)
+                if waits:
+                    late.append((tree, job))
+                else:
+                    early.append(job)
+        total = sum(job.frame.length for job in (*early, *(job for _, job in late)))
+        self.progress.stage("restoring", total)
+        self._bring(early, prepare=partial(self._prepare, parts, ranks))
+        held: list[Job] = []
+        refused: list[Job] = []
+        for tree, job in late:
+            (held if tree.paths(job.number) <= tree.late else refused).append(job)
+        self._bring(refused)
+        return held
+
+    def _prepare(self, parts: Sequence[_Part], ranks: Collection[bytes]) -> None:
+        """Create what the bytes go into, and hold back what has a rank."""
+        held: list[Held] = []
+        for prefix, tree, numbers, _ in parts:
+            tree.prepare({path for path in tree.holdable if prefix + path in ranks})
+            tree.expect(numbers)
+            if self.opening is not None and self.opening.gate is not None:
+                held += self._hold(self.opening.gate, prefix, tree)
+        shared = [each for each in held if not each.path.startswith(PACKAGES)]
+        if shared:
+            self.arriving = arriving.Arriving(self.root, [(each.path, each.descriptor) for each in shared])
+
+    def _ranks(self, parts: Sequence[_Part]) -> Mapping[bytes, int]:
         """The files to hold back, the largest ones where they are too many, and the order of all of them.
 
         None that replaces a shared one: should the restore fail, that is still there.
         """
+        if self.opening is None or self.opening.gate is None:
+            return {}
         sizes = {
             prefix + path: file.size
-            for _, prefix, tree in trees
+            for prefix, tree, *_ in parts
             for path, file in tree.holdable.items()
             if prefix or self.plan.wanted.get(path, Standing.OLDER) is None
         }
-        assert self.opening is not None
-        largest = sorted(sizes, key=lambda path: -sizes[path])[:most]
-        return dict(self.opening.ranks({path: sizes[path] for path in largest}))
+        largest = sorted(sizes, key=lambda path: -sizes[path])[: self.opening.gate.most]
+        return self.opening.ranks({path: sizes[path] for path in largest})
 
     def _hold(self, gate: Gate, prefix: bytes, tree: Tree) -> list[Held]:
         """Hold back the held files of a tree; those that cannot be are brought like small ones."""
@@ -368,8 +398,14 @@ class _Restore:
             self.arriving.arrived(path)
         gate.arrived(prefix + path, descriptor)
 
-    def _bring(self, jobs: Sequence[Job], wanted: Wanted | None = None) -> None:
-        self.result.transferred_bytes += self.fetch(jobs, wanted=wanted)
+    def _bring(
+        self,
+        jobs: Sequence[Job],
+        *,
+        wanted: Wanted | None = None,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.result.transferred_bytes += self.fetch(jobs, wanted=wanted, prepare=prepare)
 
     @contextlib.contextmanager
     def _beside(self, jobs: Sequence[Job]) -> Iterator[None]:
@@ -379,7 +415,7 @@ class _Restore:
             return
         assert self.opening is not None and self.opening.gate is not None
         with ThreadPoolExecutor(1, thread_name_prefix="held") as pool:
-            bringing = pool.submit(self._bring, jobs, self.opening.gate.wanted)
+            bringing = pool.submit(self._bring, jobs, wanted=self.opening.gate.wanted)
             try:
                 yield
             except BaseException:
