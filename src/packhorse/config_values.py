@@ -282,7 +282,7 @@ def interpreter(value: object, place: Place) -> str:
 def requirement(value: object, place: Place) -> str:
     """A requirement, of which the beginning is checked here and the rest by the engine (PEP 508)."""
     expected = 'a requirement such as "torch>=2,<3"'
-    text = _text(value, place, expected)
+    text = _text(value, place, expected).strip()
     _refuse_credentials(text, place)
     if not re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\]\s*)?([<>=!~(@;]|$)", text):
         place.refuse(expected, value, "Options and paths belong in a requirements file.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import Packhorse
 from tests.servers import S3Server
+from tests.transfer.conftest import NewWorker
 from tests.transfer.relay import Relay
 from tests.transfer.workers import Worker, persistent, settle
 
@@ -130,6 +134,49 @@ def test_the_numbers_of_requests_and_threads_can_be_pinned(
         assert relay.most_at_once <= 2  # one that is overdue is asked for once more
     else:
         assert relay.most_at_once >= 3
+
+
+class _FewDescriptors(Silent):
+    """Leaves one more descriptor from the moment on at which the restore begins."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        taken = {int(number) for number in os.listdir("/proc/self/fd")}
+        free = (number for number in itertools.count() if number not in taken)
+        next(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next(free), HARD))
+
+
+class _FewThreads(Silent):
+    """Leaves memory for the stack of one more thread from the moment on at which the restore begins."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        threading.stack_size(2 << 30)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (3 << 30), -1))
+
+
+HARD = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:coroutine", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of asyncio
+@pytest.mark.timeout(60)  # it must not wait for a thread that never was
+@pytest.mark.parametrize("progress", [_FewDescriptors(), _FewThreads()])
+def test_a_pull_ends_where_no_descriptor_or_thread_is_left(progress: Silent, new_worker: NewWorker) -> None:
+    worker, other = new_worker("first"), new_worker("second")
+    worker.write("models/weights", NOISE.randbytes(60 * MIB))
+    worker.push()
+    limits = {each: resource.getrlimit(each) for each in (resource.RLIMIT_NOFILE, resource.RLIMIT_AS)}
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            other.pull(progress=progress)
+    finally:
+        threading.stack_size(0)
+        for each, limit in limits.items():
+            resource.setrlimit(each, limit)
+    other.pull()
+    assert persistent(other.path) == persistent(worker.path)
 
 
 @pytest.mark.parametrize("flags", [["--connections", "0"], ["--threads", "65"], ["--threads", "many"]])

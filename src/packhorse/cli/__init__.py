@@ -88,9 +88,28 @@ def packhorse() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors.py` gives each failure."""
+    _keep_standard_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
     supervisor = next((word for word in words if not word.startswith("-")), "") in _SUPERVISORS
-    sys.exit(_outcome(words, supervisor))
+    code = _outcome(words, supervisor)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (
+            OSError
+        ):  # told already; the interpreter would complain once more when it ends, with a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _keep_standard_descriptors() -> None:
+    """Open what was closed of stdin, stdout and stderr: else a file of ours gets its number, and a child writes into it."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
 def _outcome(words: list[str], supervisor: bool) -> int:
@@ -108,9 +127,17 @@ def _outcome(words: list[str], supervisor: bool) -> int:
             console.want_json_if_asked(words)
         context = getattr(error, "ctx", None)
         helps = context.command_path if context is not None else "packhorse"
-        console.show_error(
-            ConfigError(error.format_message(), f"`{helps} --help` shows what is allowed."), code
-        )
+        refused = ConfigError(error.format_message(), f"`{helps} --help` shows what is allowed.")
+        if (
+            isinstance(error, click.NoSuchOption)
+            and helps == "packhorse"
+            and error.option_name in console.SHARED
+        ):
+            option = error.option_name
+            refused = ConfigError(
+                f"{option} stands behind the command's name.", f"Write `packhorse COMMAND {option}`."
+            )
+        console.show_error(refused, code)
         return code
     except PackhorseError as error:
         console.show_error(error, EXIT_SUPERVISOR if supervisor else error.exit_code)
@@ -119,7 +146,6 @@ def _outcome(words: list[str], supervisor: bool) -> int:
         print("packhorse: interrupted.", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains while it flushes
         return 141
     except Exception as error:  # a bug, or an operating system error nobody expected
         known = console.operating_system_error(error)

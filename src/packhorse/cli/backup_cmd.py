@@ -33,5 +33,5 @@ def command(result_file: Path, deadline: float | None) -> None:
         )
     if saved.unsaved:
         console.warn(
-            f"not saved in time: {console.counted(len(saved.unsaved), 'file')}, the first is {saved.unsaved[0]}"
+            f"not saved, since they changed, could not be read or time ran out: {console.counted(len(saved.unsaved), 'file')}, the first is {saved.unsaved[0]}"
         )

@@ -22,6 +22,10 @@ from packhorse.progress import Progress, Silent
 _settings = {"json": False, "quiet": False, "verbose": False}
 F = TypeVar("F", bound=Callable[..., Any])
 
+_PLACES = ("--config", "--root", "--store", "--tag")
+SHARED = (*_PLACES, "--json", "-q", "--quiet", "-v", "--verbose")
+"""The flags that every command has."""
+
 
 def shared_options(function: F) -> F:
     """The flags that every command has; they reach the command as one `flags: Flags`."""
@@ -53,6 +57,14 @@ def shared_options(function: F) -> F:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def without_places(command: click.Command) -> click.Command:
+    """Keep the flags that name a configuration, a root or a store out of the help of a command that refuses them."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.opts[0] in _PLACES:
+            option.hidden = True
+    return command
 
 
 def verbose() -> bool:
@@ -103,12 +115,14 @@ def show_error(error: PackhorseError, exit_code: int) -> None:
         import traceback
 
         traceback.print_exception(error)
-    click.echo(f"packhorse: {error}", err=True)
+    with contextlib.suppress(OSError):  # whoever read it may be gone; the exit code still tells
+        click.echo(f"packhorse: {error}", err=True)
     if _settings["json"]:
         import msgspec
 
         facts = {"error": error.what, "remedy": error.remedy, "exit_code": exit_code}
-        click.echo(msgspec.json.encode(facts).decode())
+        with contextlib.suppress(OSError):  # it may be stdout that failed
+            click.echo(msgspec.json.encode(facts).decode())
 
 
 def operating_system_error(error: Exception) -> PackhorseError:
@@ -124,6 +138,11 @@ def operating_system_error(error: Exception) -> PackhorseError:
         known = PackhorseError(
             f"The operating system refused: {where}{error.strerror or error}.",
             _whose(error) or "Run again with -v to see where.",
+        )
+    elif isinstance(error, RuntimeError) and "start new thread" in str(error):
+        known = PackhorseError(
+            "No further thread could be started: a limit of processes or of memory is reached.",
+            "Raise it (the container's pids limit, `ulimit -u`), or end other processes.",
         )
     else:
         known = PackhorseError(
@@ -189,7 +208,7 @@ def progress() -> Iterator[Progress]:
     """Bars on a terminal, plain lines on a pipe, nothing with -q."""
     if _settings["quiet"]:
         yield Silent()
-    elif not sys.stderr.isatty():
+    elif sys.stderr is None or not sys.stderr.isatty():
         yield _Lines()
     else:
         from packhorse.cli.bars import Bars

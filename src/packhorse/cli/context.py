@@ -9,15 +9,20 @@ import click
 
 from packhorse import config
 from packhorse.cli import console
+from packhorse.errors import ConfigError
 from packhorse.root import Root
 
 
 def load() -> config.Config:
     """The configuration that the flags, the environment and the file give. Raises ConfigError."""
     flags = click.get_current_context().obj or {}
+    try:
+        directory = Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("The working directory was removed.", "Change into one that is there.") from error
     return config.load(
         os.environ,
-        Path.cwd(),
+        directory,
         config_file=flags.get("config_file"),
         root=flags.get("root", ""),
         store=flags.get("store", ""),

@@ -52,6 +52,7 @@ print(f"worker: my {humanize.ordinal(starts)} start, with numpy {numpy.__version
 _RUN = "packhorse run -- python3 worker.py"
 
 
+@console.without_places
 @click.command("demo")
 @click.option(
     "--directory",

@@ -27,6 +27,7 @@ README.md takes it step by step; all at once:
 }
 
 
+@console.without_places
 @click.command(name="init")
 @click.option(
     "--template",

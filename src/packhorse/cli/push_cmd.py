@@ -65,7 +65,7 @@ def command(level: int, threads: int | None, repair: bool) -> None:
             repair=repair,
         )
     for path in result.unsaved:
-        console.warn(f"{path} changed while it was read; the next push saves it")
+        console.warn(f"{path} could not be read, or changed meanwhile; the next push tries it again")
     if result.pushed:
         text = (
             f"Pushed {' and '.join(result.pushed)} to {result.tag}: {console.counted(result.files, 'file')}, "

@@ -94,7 +94,8 @@ def _text(facts: dict[str, Any]) -> str:
     on_os_disk = "  on the OS disk" if facts["root_on_os_disk"] else ""
     lines = [f"Root      {facts['root']} ({facts['state']}), {size(facts['root_bytes'])}{on_os_disk}"]
     for name, directory in facts["directories"].items():
-        lines.append(f"  {name:10}{directory['files']:>9,} files{size(directory['bytes']):>10}")
+        noun = "file " if directory["files"] == 1 else "files"
+        lines.append(f"  {name:10}{directory['files']:>9,} {noun}{size(directory['bytes']):>10}")
     for title, key in (("Root disk", "root_disk"), ("OS disk", "os_disk")):
         disk = facts[key]
         lines.append(
@@ -123,7 +124,8 @@ def _store_text(tag: str, store: dict[str, Any]) -> list[str]:
             cost += f" at {store['provider']}'s list price"
         if store["price_dated"]:
             cost += f" of {store['price_dated']}"
-    lines.append(f"  {store['objects']:,} objects, {console.megabytes(store['bytes'])}: {cost}")
+    objects = console.counted(store["objects"], "object")
+    lines.append(f"  {objects}, {console.megabytes(store['bytes'])}: {cost}")
     compared = store["tag"]
     if compared is None:
         return [*lines, f"  {store['reason']}"]
@@ -134,10 +136,13 @@ def _store_text(tag: str, store: dict[str, Any]) -> list[str]:
     else:
         differences = [
             "" if compared.packages_equal else "packages/ differs",
-            f"{compared.unsaved:,} shared entries are not saved" if compared.unsaved else "",
-            f"{compared.missing:,} shared entries of the tag are missing or older here"
-            if compared.missing
-            else "",
+            _entries(compared.unsaved, "", "not saved"),
+            _entries(compared.missing, " of the tag", "missing or older here"),
         ]
         lines.append(f"  The root differs: {', '.join(filter(None, differences)) or 'it is not complete'}.")
     return lines
+
+
+def _entries(count: int, of: str, what: str) -> str:
+    noun, verb = ("entry", "is") if count == 1 else ("entries", "are")
+    return f"{count:,} shared {noun}{of} {verb} {what}" if count else ""

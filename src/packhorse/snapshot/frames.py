@@ -254,5 +254,5 @@ def decompress_document(stored: bytes, base: bytes = b"") -> bytes:
         )
     except zstd.ZstdError as error:
         raise IntegrityError(
-            "A document of the snapshot cannot be decompressed.", "The store's copy is corrupt: push again."
+            "A document of the snapshot cannot be decompressed: the store's copy is corrupt.", MEND
         ) from error

@@ -59,7 +59,8 @@ def scan(
     """Everything below `base` (or below its directories `parts`, themselves included), ordered by path.
 
     A path that fits a pattern of `exclude` (fnmatch on the name and on the whole path) is left out.
-    `skipped` hears of what no snapshot can hold: path, and what it is.
+    `skipped` hears of what no snapshot can hold: path, and what it is. Directories that may not be listed are among
+    that below `parts`; without those PermissionError is raised.
     """
     found: list[Found] = []
     if not parts:
@@ -87,14 +88,20 @@ def look(base: bytes, path: bytes) -> Found | None:
 
 
 def _below(
-    base: bytes, prefix: bytes, exclude: Sequence[str], skipped: Callable[[bytes, str], None] | None
+    base: bytes, top: bytes, exclude: Sequence[str], skipped: Callable[[bytes, str], None] | None
 ) -> Iterator[Found]:
-    pending = [prefix]
+    pending = [top]
     while pending:
         prefix = pending.pop()
         try:
             listing = os.scandir(os.path.join(base, prefix))
         except (FileNotFoundError, NotADirectoryError):  # went away while we looked
+            continue
+        except PermissionError:
+            if not top:
+                raise
+            if skipped is not None:
+                skipped(prefix.rstrip(b"/"), "a directory that may not be read")
             continue
         with listing:
             for item in listing:
@@ -104,6 +111,12 @@ def _below(
                 try:
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
+                    continue
+                except PermissionError:
+                    if not top:
+                        raise
+                    if skipped is not None:
+                        skipped(path, "in a directory that may not be read")
                     continue
                 entry = _found(path, status)
                 if entry.kind == "directory":

@@ -151,8 +151,8 @@ def fetch(
         return _fetch_whole_packs(store, waiting, progress, writers)
     line = _Line(store, waiting, connections, writers, wanted or Wanted())
     with ThreadPoolExecutor(writers + 1, thread_name_prefix="fetch") as pool:
-        asking: Future[None] = pool.submit(lambda: asyncio.run(line.run()))
         try:
+            asking: Future[None] = pool.submit(line.ask)
             prepare()
             writing = [pool.submit(_write_what_comes, store, line, progress) for _ in range(writers)]
             done, _ = wait([asking, *writing], return_when=FIRST_EXCEPTION)
@@ -166,7 +166,7 @@ def fetch(
 
 
 class _Line:
-    """The requests on their way to the store. `run` is the only thing that runs in its thread."""
+    """The requests on their way to the store. `ask` is the only thing that runs in its thread."""
 
     def __init__(
         self, store: Store, jobs: Iterable[Job], connections: int | None, writers: int, wanted: Wanted
@@ -210,8 +210,15 @@ class _Line:
 
     # --- in its own thread ---
 
-    async def run(self) -> None:
+    def ask(self) -> None:
         """Ask for everything, then tell the writers to end. Raises what a batch fails with for good."""
+        try:
+            asyncio.run(self._run())  # raises OSError where no descriptor is left for its loop
+        finally:
+            for _ in range(self._writers):
+                self.arrived.put(None)
+
+    async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wanted.wake = self._wake
         try:
@@ -226,8 +233,6 @@ class _Line:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for _ in range(self._writers):
-                self.arrived.put(None)
 
     @property
     def _left(self) -> bool:

@@ -22,14 +22,16 @@ class Usage(NamedTuple):
 
 
 def usage(path: Path) -> Usage:
-    """Count what is below `path`; files with several hard links once. What vanishes meanwhile is left out."""
+    """Count what is below `path`; files with several hard links once. What vanishes meanwhile, or may not
+    be listed, is left out.
+    """
     files = allocated = 0
     linked: set[tuple[int, int]] = set()
     pending = [os.fspath(path)]
     while pending:
         try:
             entries = os.scandir(pending.pop())
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
         with entries:
             for entry in entries:
