@@ -12,7 +12,7 @@ from tests.servers import S3Server
 from packhorse.config import Storage
 from packhorse.errors import IntegrityError, StorageError
 from packhorse.snapshot.frames import LARGEST_DOCUMENT
-from packhorse.store.objects import NotFoundError, Store
+from packhorse.store.objects import NotFoundError, Store, UnreachableError
 
 
 @pytest.fixture(params=["file", "seaweedfs", "rclone"])
@@ -120,3 +120,18 @@ def test_a_full_disk_below_an_embedded_store_is_told_as_such(tmp_path: Path) -> 
         ),
     )
     assert isinstance(error, NoSpaceError)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("http://127.0.0.1:1", "Connection refused"),
+        ("https://{plain}", "it does not speak TLS (an http:// endpoint?)"),
+    ],
+)
+def test_why_a_store_cannot_be_reached_is_told(seaweedfs: S3Server, endpoint: str, reason: str) -> None:
+    endpoint = endpoint.format(plain=seaweedfs.endpoint.partition("//")[2])
+    store = Store(Storage(url="s3://bucket/prefix", endpoint=endpoint), seaweedfs.environ())
+    with pytest.raises(UnreachableError) as raised:
+        store.list("tags/")
+    assert raised.value.what == f"The store s3://bucket/prefix cannot be reached: {reason}."

@@ -49,3 +49,26 @@ def test_an_empty_root_has_nothing_to_save_and_names_no_snapshot(
     assert json.loads(packhorse("push", "--json", *flags).stdout)["snapshot"] == ""
     assert "nothing to save" in packhorse("push", *flags).stdout
     assert json.loads(packhorse("snapshots", "--json", *flags).stdout) == {"snapshots": []}
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_corrupt_documents_that_nothing_hangs_on_stop_no_listing_and_no_prune(
+    packhorse: Packhorse, filled: list[str], root_path: Path, tmp_path: Path, content: bytes
+) -> None:
+    (root_path / "models" / "more").write_text("more")
+    assert packhorse("push", *filled).returncode == 0
+    entries = [file for file in (tmp_path / "store" / "tags").rglob("*") if file.is_file()]
+    snapshots = list((tmp_path / "store" / "snapshots").iterdir())
+    assert (len(entries), len(snapshots)) == (3, 2)
+    for file in (*entries, *snapshots):
+        file.write_bytes(content)
+    listed = packhorse("snapshots", "--json", *filled)
+    assert listed.returncode == 0, listed.stderr
+    assert [each["snapshot"] for each in json.loads(listed.stdout)["snapshots"]] == ["", "", ""]
+    assert packhorse("snapshots", *filled).stdout.count("(entry is corrupt)") == 3
+    pruned = packhorse("prune", "--json", *filled)
+    assert pruned.returncode == 0, pruned.stderr
+    assert json.loads(pruned.stdout)["kept"] == 3
+    pulled = packhorse("pull", "--root", str(tmp_path / "another"), *filled[2:])
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "another" / "models" / "more").read_text() == "more"

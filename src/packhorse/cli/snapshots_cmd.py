@@ -52,7 +52,8 @@ def command(number: int) -> None:
         return
     lines = [f"{'SNAPSHOT':14}{'TAG':12}{'TIME (UTC)':21}{'PART':10}{'FILES':>9}{'SIZE':>10}  MADE FOR"]
     for row in rows:
-        made_for = " ".join(filter(None, (str(row["soabi"]), "(cut short)" if row["partial"] else "")))
+        notes = "(cut short)" if row["partial"] else "" if row["snapshot"] else "(entry is corrupt)"
+        made_for = " ".join(filter(None, (str(row["soabi"]), notes)))
         lines.append(
             f"{str(row['snapshot'])[:12]:14}{row['tag']:12}{str(row['time'])[:19].replace('T', ' '):21}"
             f"{row['part']:10}{row['files']:>9,}{console.megabytes(int(str(row['bytes']))):>10}  {made_for}"

@@ -241,13 +241,25 @@ def _translated(url: str, key: str, error: BaseException) -> PackhorseError:
             "Check the key, its secret and what it may do: list, read and write are needed.",
         )
     if status is None:
-        heart = re.findall(
-            r"(?:HTTP error: |source: )?([^\n:]{3,200})", text.split("\n\nDebug source:", maxsplit=1)[0]
-        )
+        said, _, source = text.partition("\n\nDebug source:")
+        heart = re.findall(r"(?:HTTP error: |source: )?([^\n:]{3,200})", said)
         return UnreachableError(
-            f"The store {url} cannot be reached: {heart[-1].strip() if heart else type(error).__name__}.",
+            f"The store {url} cannot be reached: {_innermost(source) or (heart or [type(error).__name__])[-1].strip()}.",
             "Check storage.url, storage.endpoint and the network.",
         )
     return StorageError(
         f"The store {url} answered {reason} for {key}.", "Try again; if it stays, ask the store's provider."
     )
+
+
+def _innermost(source: str) -> str:
+    """The reason of a connection's failure in what obstore tells for debugging, which has the request's address further
+    out; nothing where it has none."""
+    if certificate := re.search(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)", source):
+        return f"its certificate is not accepted ({certificate.group(1)})"
+    if "InvalidContentType" in source:
+        return "it does not speak TLS (an http:// endpoint?)"
+    reasons = re.findall(r'(?:message|error): "([^"\n]{3,200})"', source)
+    if reasons:
+        return str(reasons[-1])
+    return "no answer in time" if "TimedOut" in source else ""

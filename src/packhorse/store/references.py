@@ -28,11 +28,14 @@ class References:
 
         A snapshot needs its manifests, a manifest the placement that counts, a placement its packs. A manifest that is
         stored by what differs from another needs that one too, but only its bytes, not its frames: it is named
-        `bases/<digest>` instead of `manifests/<digest>`.
+        `bases/<digest>` instead of `manifests/<digest>`. A corrupt snapshot, which nobody can restore, needs nothing.
         """
         kind, _, name = key.partition("/")
         if kind == "snapshots":
-            snapshot = tags.read_snapshot(self._store, name)
+            try:
+                snapshot = tags.read_snapshot(self._store, name)
+            except tags.CorruptSnapshotError:
+                return []
             digests = [
                 *([snapshot.packages] if snapshot.packages else []),
                 *(each for _, each in snapshot.shared),

@@ -63,7 +63,8 @@ class TagEntry(NamedTuple):
 class EntryFacts(msgspec.Struct, frozen=True):
     """The body of a tag entry: what a listing of snapshots shows, and what a fold replaces."""
 
-    snapshot: str
+    snapshot: str = ""
+    """"" where the body cannot be read."""
     files: int = 0
     bytes: int = 0
     soabi: str = ""
@@ -71,6 +72,10 @@ class EntryFacts(msgspec.Struct, frozen=True):
     partial: bool = False
     """Written at a deadline: files were left out that had not been stored in time."""
     absorbs: tuple[str, ...] = ()
+
+
+class CorruptSnapshotError(IntegrityError):
+    """The document of a snapshot is not what its name promises."""
 
 
 class SnapshotFacts(msgspec.Struct, frozen=True):
@@ -129,15 +134,22 @@ def without_absorbed(store: Store, entries: Sequence[TagEntry]) -> list[TagEntry
 
 
 def entry_facts(store: Store, entries: Sequence[TagEntry]) -> list[EntryFacts]:
-    """The bodies of tag entries."""
+    """The bodies of tag entries. What counts of a push stands in its key, so one whose body cannot be read only tells
+    nothing; raises IntegrityError for such a fold."""
+    bodies = store.get_many([entry.key for entry in entries])
+    return [_facts(entry, body) for entry, body in zip(entries, bodies)]
+
+
+def _facts(entry: TagEntry, body: bytes) -> EntryFacts:
     try:
-        return [
-            msgspec.json.decode(body, type=EntryFacts)
-            for body in store.get_many([entry.key for entry in entries])
-        ]
+        return msgspec.json.decode(body, type=EntryFacts)
     except msgspec.DecodeError as error:
+        if entry.kind == "put":
+            return EntryFacts()
         raise IntegrityError(
-            "An entry of the tag cannot be read.", "The store's copy is corrupt: push again."
+            f"The object {entry.key} cannot be read: the store's copy is corrupt.",
+            "Bring it back from another copy of the store, or delete it: what it replaced counts again, as far as that is "
+            "still there.",
         ) from error
 
 
@@ -185,7 +197,9 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
             f"There is no snapshot {snapshot[:12]}.", "`packhorse snapshots` lists them."
         ) from error
     if digest_of(body).hex() != snapshot:
-        raise IntegrityError(f"The document of snapshot {snapshot[:12]} is corrupt.", "Use another snapshot.")
+        raise CorruptSnapshotError(
+            f"The document of snapshot {snapshot[:12]} is corrupt.", "Use another snapshot."
+        )
     try:
         facts = msgspec.json.decode(body, type=SnapshotFacts)
         if facts.format != SNAPSHOT_FORMAT:
