@@ -594,3 +594,8 @@ def test_the_reference_names_every_key_of_a_wheel() -> None:
     text = (REPOSITORY / "docs/reference/configuration.md").read_text()
     for name in Wheel.__struct_encode_fields__:
         assert f"\n| `{name}` |" in text
+
+
+def test_blanks_around_a_requirement_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "packhorse.toml").write_text('[environment]\ndependencies = [" numpy >= 2 "]')
+    assert config.load({}, tmp_path).environment.dependencies == ("numpy >= 2",)

@@ -72,3 +72,31 @@ def test_corrupt_documents_that_nothing_hangs_on_stop_no_listing_and_no_prune(
     pulled = packhorse("pull", "--root", str(tmp_path / "another"), *filled[2:])
     assert pulled.returncode == 0, pulled.stderr
     assert (tmp_path / "another" / "models" / "more").read_text() == "more"
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "lost"])
+def test_a_repair_mends_every_addition_to_the_shared_directories(
+    packhorse: Packhorse, filled: list[str], root_path: Path, tmp_path: Path, damage: str
+) -> None:
+    (root_path / "models" / "more").write_bytes(bytes(range(256)) * 8000)
+    assert packhorse("push", *filled).returncode == 0
+    listed = json.loads(packhorse("snapshots", "--json", *filled).stdout)
+    for file in [
+        file
+        for kind in ("packs", "placements")
+        for file in (tmp_path / "store" / kind).rglob("*")
+        if file.is_file()
+    ]:
+        file.write_bytes(b"") if damage == "corrupt" else file.unlink()
+    assert packhorse("prune", *filled).returncode == 4
+    mended = packhorse("push", "--repair", *filled)
+    assert mended.returncode == 0, mended.stderr
+    assert (
+        json.loads(packhorse("snapshots", "--json", *filled).stdout)["snapshots"][-3:] == listed["snapshots"]
+    )
+    pruned = packhorse("prune", *filled)
+    assert pruned.returncode == 0, pruned.stderr
+    for number, each in enumerate(listed["snapshots"]):
+        pulled = packhorse("pull", each["snapshot"], "--root", str(tmp_path / str(number)), *filled[2:])
+        assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "0" / "models" / "more").read_bytes() == (root_path / "models" / "more").read_bytes()

@@ -99,6 +99,9 @@ class _Push:
         """The packages, if the tag turned out to have them already."""
         everything = tags.read_tags(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
+        self.sent: dict[bytes, Placed] = {}
+        self.mended: dict[str, Manifest] = {}
+        """Listed shared manifests of which all frames were sent again, by their digests; `sent` tells where they lie."""
         self.existing = Existing(store, [] if repair else everything, self.taken)
         self.uploader = Uploader(store)
         self.result = PushResult(snapshot="", tag=tag)
@@ -205,7 +208,9 @@ class _Push:
         if self.repair:
             for digest in manifests:
                 self.store.put(f"manifests/{digest}", self.local.bytes_of(self.store, digest).whole)
-            if any(item.kind != "directory" for item in found):
+            if not self._mend(base, found, listed, manifests) and any(
+                item.kind != "directory" for item in found
+            ):
                 new = {item.path for item in found}
         if not new:
             return folded
@@ -220,7 +225,7 @@ class _Push:
             self.uploader,
             index=self.local.index,
             index_prefix=b"",
-            existing=self.existing.frames(),
+            existing=self.existing.frames() | self.sent,
             progress=self.progress,
             level=self.level,
             threads=self.threads,
@@ -235,6 +240,34 @@ class _Push:
         self._count(added)
         return [self._part("shared", added, written.placed), *folded]
 
+    def _mend(
+        self,
+        base: bytes,
+        found: Sequence[Found],
+        listed: Sequence[TagEntry],
+        manifests: Mapping[str, Manifest],
+    ) -> bool:
+        """Send the frames of the listed manifests once more; False where some cannot be cut again from what is here."""
+        for entry in listed:
+            manifest = manifests[entry.digest]
+            paths = {each.path for each in manifest.entries}
+            written = write(
+                base,
+                [item for item in found if item.path in paths],
+                self.uploader,
+                index=self.local.index,
+                index_prefix=b"",
+                existing=self.sent,
+                progress=self.progress,
+                level=self.level,
+                threads=self.threads,
+                taken=self.taken,
+            )
+            self.sent |= written.placed
+            if all(frame.digest in self.sent for frame in manifest.frames):
+                self.mended[entry.digest] = manifest
+        return all(entry.digest in self.mended for entry in listed)
+
     def _folded(self, listed: Sequence[TagEntry], manifest: Manifest) -> list[_Part]:
         """The part that replaces `listed`, unless the store does not tell where all of its frames lie."""
         known = self.existing.frames()
@@ -245,6 +278,8 @@ class _Push:
     def publish(self, parts: Sequence[_Part], *, partial: bool) -> None:
         """Write placements, manifests, the snapshot and the tag's entries, in this order; record the state."""
         entries: list[TagEntry] = []
+        for digest, manifest in self.mended.items():
+            tags.put_placement(self.store, placement_of(digest, manifest.frames, self.sent))
         if parts:
             moment = 0
             parts = [self._clear(part) for part in parts]
