@@ -100,3 +100,14 @@ def test_a_repair_mends_every_addition_to_the_shared_directories(
         pulled = packhorse("pull", each["snapshot"], "--root", str(tmp_path / str(number)), *filled[2:])
         assert pulled.returncode == 0, pulled.stderr
     assert (tmp_path / "0" / "models" / "more").read_bytes() == (root_path / "models" / "more").read_bytes()
+
+
+def test_a_repair_of_shared_files_alone_says_what_it_sent(
+    packhorse: Packhorse, root_path: Path, tmp_path: Path
+) -> None:
+    flags = ["--root", str(root_path), "--store", (tmp_path / "store").as_uri()]
+    packhorse("status", *flags)
+    (root_path / "models" / "weights").write_bytes(bytes(range(256)) * 100)
+    assert packhorse("push", *flags).returncode == 0
+    assert packhorse("push", *flags).stdout.startswith("Nothing has changed")
+    assert packhorse("push", "--repair", *flags).stdout.startswith("Sent again what main holds: ")

@@ -74,6 +74,8 @@ def command(level: int, threads: int | None, repair: bool) -> None:
         )
     elif not result.snapshot:
         text = f"There is nothing to save: {setup.root.path} is empty, and so is the tag {result.tag}."
+    elif result.transferred_bytes:  # --repair
+        text = f"Sent again what {result.tag} holds: {console.megabytes(result.transferred_bytes)}.\nSnapshot {result.snapshot}"
     else:
         text = f"Nothing has changed: {result.tag} already holds this.\nSnapshot {result.snapshot}"
     console.result(result, text)
