@@ -73,12 +73,18 @@ def test_those_of_one_tag_and_the_newest_of_each_are_chosen(packhorse: Packhorse
     assert {row["bytes"] for row in newest} == {len("main 2"), len("other 2")}
 
 
-def test_an_entry_that_cannot_be_read_ends_with_4(
+def test_a_fold_that_cannot_be_read_ends_with_4(
     packhorse: Packhorse, root_path: Path, tmp_path: Path
 ) -> None:
-    _push(packhorse, root_path, "content")
-    for entry in (tmp_path / "store/tags").rglob("*-put-*"):
-        entry.write_bytes(b"garbage")
+    for number in range(3):
+        _push(packhorse, root_path, "content")
+        (root_path / "models" / f"file {number}").write_text("content")
+        assert packhorse("push").returncode == 0
+    assert packhorse("prune", "--keep", "1").returncode == 0
+    [fold] = (tmp_path / "store/tags").rglob("*-fold-*")
+    fold.write_bytes(b"garbage")
     done = packhorse("snapshots", "--json")
     assert done.returncode == 4
-    assert json.loads(done.stdout)["exit_code"] == 4
+    facts = json.loads(done.stdout)
+    assert facts["exit_code"] == 4
+    assert f"The object {fold.relative_to(tmp_path / 'store')} cannot be read" in facts["error"]
