@@ -31,7 +31,7 @@ from packhorse.store import condemned
 from packhorse.store.objects import NotFoundError, Store, UnreachableError
 from packhorse.transfer.pace import Pace
 from packhorse.watch import processors
-from packhorse.watch.memory import keep_freed
+from packhorse.watch.memory import give_back, keep_freed
 
 BATCH = 16 << 20
 """The most that one request asks for, in stored bytes, unless one frame has more: packs are smaller as a rule."""
@@ -172,6 +172,7 @@ def fetch(
             line.stop()
         for future in (asking, *writing):
             future.result()
+    give_back()
     return line.bytes
 
 
