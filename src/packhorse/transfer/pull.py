@@ -169,10 +169,8 @@ class _Restore:
         else:
             self._restore(packages, shared)
         self._record()
-        del (
-            packages,
-            shared,
-        )  # with the index some 80 MB for 50,000 files, and the buffers for frames come on top
+        # With the index some 80 MB for 50,000 files, and the buffers for frames come on top.
+        del packages, shared
         if self.late and not self.only:
             self._fill_late()
             self._told()
