@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -149,3 +151,26 @@ def test_an_index_that_cannot_be_read_is_empty(path: Path, file: Path, content: 
 
 def test_times_are_compared_by_the_clock_of_files() -> None:
     assert abs(now() - time.time_ns()) < RACE
+
+
+def test_saving_holds_the_records_in_memory_once(path: Path) -> None:
+    many = Index(path)
+    signature = Signature(1, 2, 3, 4, 5)
+    for number in range(20_000):
+        many.add(
+            b"packages/module%d.py" % number, signature, (number.to_bytes(32, "little"), 0o644), seen=number
+        )
+    many.save()
+    del many
+    gc.collect()
+    tracemalloc.start()
+    try:
+        index = Index(path)
+        loaded, _ = tracemalloc.get_traced_memory()
+        index.add(b"packages/module1.py", signature, CONTENT, seen=1)
+        tracemalloc.reset_peak()
+        index.save()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.7 * loaded, "one copy, and what is read and written"

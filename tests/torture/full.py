@@ -29,7 +29,7 @@ def main() -> None:
     arguments = _arguments()
     disks.enter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was run is printed
-    modes = [mode for mode in MODES if mode.name in arguments.modes]
+    modes = arguments.modes
     rows: dict[str, dict[str, str]] = {}
     failed = 0
     with tempfile.TemporaryDirectory(prefix="torture-", dir=arguments.directory) as name:
@@ -111,9 +111,9 @@ def _arguments() -> argparse.Namespace:
     )
     add(
         "--modes",
-        type=lambda text: tuple(text.split("+")),
-        default=tuple(mode.name for mode in MODES),
-        help="modes, divided by +; all by default: " + ", ".join(mode.name for mode in MODES),
+        type=lambda text: [harness.mode(name) for name in text.split("+")],
+        default=MODES,
+        help=f"modes; random may have any number: {'+'.join(mode.name for mode in MODES)}",
     )
     add(
         "--disk",

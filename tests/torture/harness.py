@@ -6,6 +6,7 @@ other modes have to give the same.
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import shutil
@@ -53,6 +54,17 @@ MODES = [
     Mode("ready, sm_90", "ready", "sm_90"),
 ]
 QUICK_MODES = MODES[:2]
+
+
+def mode(name: str) -> Mode:
+    """The mode of this name; "random N" may have any number. Raises ArgumentTypeError."""
+    kind, _, seed = name.partition(" ")
+    if kind == "random" and seed.isdecimal():
+        return Mode(name, "early", "all", f"random:{seed}")
+    for each in MODES:
+        if each.name == name:
+            return each
+    raise argparse.ArgumentTypeError(f"there is no mode {name!r}")
 
 
 @dataclass(frozen=True)

@@ -230,8 +230,9 @@ serve("uvicorn", "--workers=2", "--lifespan=off", "--no-access-log", "--port=POR
         "tar, until it is let in", (), quick=True, whole=True,
         # tar opens with O_NONBLOCK. Such an open is not held back but refused (fcntl(2)): tar says so and ends with 2,
         # the file is brought, and the next try finds it.
+        # Of deps/ only what was pushed: triton and torch keep there what they compiled.
         command=("bash", "-c", 'set -o pipefail; cd "$PACKHORSE_ROOT"; until '
-                 + TREE_DIGEST.format("packages/* deps/* models/*") + ' > "$TMPDIR/digest"; do :; done; cat "$TMPDIR/digest"'),
+                 + TREE_DIGEST.format("packages/* deps/reader models/*") + ' > "$TMPDIR/digest"; do :; done; cat "$TMPDIR/digest"'),
     ),
 ]  # fmt: skip
 

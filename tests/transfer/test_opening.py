@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot import frames
 from packhorse.snapshot.frames import LARGE_FILE
 from packhorse.snapshot.manifest import Placement
-from packhorse.snapshot.order import ranks
+from packhorse.snapshot.order import Opened, ranks
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.transfer.opening import Opening
@@ -294,6 +295,37 @@ def test_what_is_wanted_comes_next_and_nothing_else(first: Worker, here: Worker)
 
     opened(here, holder, start, connections=1, threads=1)
     _complete(here, first)
+
+
+def test_what_is_wanted_waits_for_nobody_who_has_stepped_back(new_worker: NewWorker) -> None:
+    """Wherever it is by then: on its way, or not asked for yet."""
+    worker, here = new_worker("first"), new_worker("second")
+    assert worker.root
+    assert here.root
+    names = [b"models/%02d" % number for number in range(12)]
+    for name in names:
+        worker.write(os.fsdecode(name), NOISE.randbytes(9 * MIB))
+    settle(worker.path / "models")
+    worker.push()
+    holder = Holder()
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    nice: dict[bytes, int] = {}
+
+    def note(path: bytes) -> None:
+        nice[path] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        if (
+            len(nice) == 3
+        ):  # in the only thread that writes what nobody waits for, and it stays here until both have come
+            holder.want(names[5])
+            holder.want(names[11])
+
+    holder.on_arrival = note
+    profile = [Opened(names[0], 0.0)]
+    opening = Opening(lambda result: None, partial(ranks, profile=profile), holder)
+    here.pull(opening=opening, threads=1)
+    assert {path for path, value in nice.items() if value == usual} >= {names[0], names[5], names[11]}
+    assert nice[names[10]] == max(usual, 10)
+    assert persistent(here.path) == persistent(worker.path)
 
 
 def test_equal_files_that_are_wanted_come_together(first: Worker, here: Worker) -> None:

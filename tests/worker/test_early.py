@@ -444,6 +444,37 @@ def test_a_command_goes_by_the_profile_that_is_named_and_adds_to_that(
     assert profiles.read(first.store, "main", profile_name.name_of(command[1:]), pytest.fail) is None
 
 
+def test_beside_a_command_that_keeps_all_processors_busy_what_its_profile_does_not_name_arrives_as_well(
+    start: Start, here: Worker, first: Worker
+) -> None:
+    parts = [f"packages/part{number}" for number in range(6)]
+    for name in parts:
+        first.write(name, NOISE.randbytes(9 * MIB))
+    settle(first.path / "packages")
+    first.push()
+    opened = (Opened(b"models/first", 0.0),)
+    profiles.write(first.store, "main", profiles.Profile(name="busy", command="python3", files=opened))
+    program = f"""{READS}
+taking(15)
+burn = [sys.executable, "-I", "-S", "-c", "while True: pass"]
+burning = [subprocess.Popen(burn) for _ in os.sched_getaffinity(0)]
+for name in {["models/first", parts[4], *LARGE]}: read(name)
+take(15)
+say(*(each.poll() for each in burning))
+for each in burning: each.kill()
+for each in burning: each.wait()
+"""
+    run = start("run", "--profile", "busy", *python(program), env={"PACKHORSE_ARRIVALS": "once"})
+    for name in ["models/first", parts[4], *LARGE]:
+        assert run.line() == _digest(first, name)
+    until(lambda: here.root.state().state == "complete")
+    run.send(signal.SIGTERM)
+    assert set(run.line().split()) == {"None"}, "they were busy all the time"
+    assert run.wait() == 0, run.errors()
+    assert persistent(here.path) == persistent(first.path)
+    assert here.push().pushed == []
+
+
 def test_a_profile_is_named_by_letters_and_digits(packhorse: Packhorse, first: Worker) -> None:
     done = packhorse("run", "--profile", "../x", "--", "echo", "no")
     assert (done.returncode, done.stdout) == (125, "")

@@ -40,7 +40,7 @@ def command(result_file: Path, snapshot: str, link: int | None, profile: tuple[s
         from packhorse.worker.restorer import Restorer
 
         arrivals = os.environ.get(ARRIVALS, "")
-        patient = {"asked": "never", "random": "slowly"}.get(arrivals.partition(":")[0], "")
+        patient = {"asked": "never", "once": "once", "random": "slowly"}.get(arrivals.partition(":")[0], "")
         restorer = Restorer(Link.inherited(link), console.warn, patient)
         early = Early(restorer, *profile, report, arrivals)
     setup = Setup(context.load(), os.environ)

@@ -105,6 +105,7 @@ class Index:
         if not self._changed:
             return
         with self._locked():
+            self._files = {}  # not twice in memory
             self._files, self.durable = self._read()
             for path, record in self._changed.items():
                 if record is None:

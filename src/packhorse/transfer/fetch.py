@@ -1,8 +1,9 @@
 """Frames from the store into files: neighbours in one request, several requests at a time, all bytes proven.
 
 What comes first is asked for first, and what somebody waits for before everything else. One thread asks, and asks again
-what is overdue or broke off; others prove, decompress and write. Promises bounded memory: HELD bytes asked for and not
-yet written, and one raw frame of small files for each writing thread.
+what is overdue or broke off; others prove, decompress and write, not the same ones what somebody waits for and what
+nobody does. Promises bounded memory: HELD bytes asked for and not yet written, one request more where somebody waits,
+and one raw frame of small files for each writing thread.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from packhorse.errors import MEND, IntegrityError
 from packhorse.progress import Progress
@@ -30,7 +31,7 @@ from packhorse.store import condemned
 from packhorse.store.objects import NotFoundError, Store, UnreachableError
 from packhorse.transfer.pace import Pace
 from packhorse.watch import processors
-from packhorse.watch.memory import keep_freed
+from packhorse.watch.memory import give_back, keep_freed
 
 BATCH = 16 << 20
 """The most that one request asks for, in stored bytes, unless one frame has more: packs are smaller as a rule."""
@@ -67,7 +68,8 @@ class Job:
 class Wanted:
     """Frames that somebody waits for, told to a `fetch` that is on its way, from any thread.
 
-    `patient` holds back what nobody waits for: "never" asks for none of it, "slowly" for little at a time.
+    `patient` holds back what nobody waits for: "never" asks for none of it, "once" for none before somebody waits for
+    something, "slowly" for little at a time.
     """
 
     def __init__(self, patient: str = "") -> None:
@@ -119,6 +121,10 @@ class _Batch:
         return _key(self.jobs[0])
 
 
+_Arrived: TypeAlias = "queue.SimpleQueue[tuple[_Batch, memoryview] | None]"
+"""Batches with their bytes; None tells one writer that nothing more comes."""
+
+
 def fetch(
     store: Store,
     jobs: Iterable[Job],
@@ -133,8 +139,8 @@ def fetch(
 
     `prepare` is called once before anything is written, as a rule while the first bytes are on their way.
     `connections` and `threads` pin the number of requests at a time and of threads that write; without them both
-    follow from the line and the processors. Raises IntegrityError for what is not what its digest says, and
-    StorageError.
+    follow from the line and the processors. As many threads again write behind the work of other processes, where there
+    is something to be written so. Raises IntegrityError for what is not what its digest says, and StorageError.
     """
     waiting = sorted(jobs, key=lambda job: (job.rank, *_place(job)))
     if not waiting:
@@ -150,11 +156,15 @@ def fetch(
         prepare()
         return _fetch_whole_packs(store, waiting, progress, writers)
     line = _Line(store, waiting, connections, writers, wanted or Wanted())
-    with ThreadPoolExecutor(writers + 1, thread_name_prefix="fetch") as pool:
+    # A thread that has stepped back stays there, so it gets nothing that somebody waits for.
+    queues = [line.called] * writers
+    if waiting[-1].rank >= UNCALLED:
+        queues += [line.uncalled] * writers
+    with ThreadPoolExecutor(len(queues) + 1, thread_name_prefix="fetch") as pool:
         try:
             asking: Future[None] = pool.submit(line.ask)
             prepare()
-            writing = [pool.submit(_write_what_comes, store, line, progress) for _ in range(writers)]
+            writing = [pool.submit(_write_what_comes, store, line, each, progress) for each in queues]
             done, _ = wait([asking, *writing], return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
@@ -162,6 +172,7 @@ def fetch(
             line.stop()
         for future in (asking, *writing):
             future.result()
+    give_back()
     return line.bytes
 
 
@@ -171,8 +182,9 @@ class _Line:
     def __init__(
         self, store: Store, jobs: Iterable[Job], connections: int | None, writers: int, wanted: Wanted
     ) -> None:
-        self.arrived: queue.SimpleQueue[tuple[_Batch, memoryview] | None] = queue.SimpleQueue()
-        """Batches with their bytes; None tells one writer that nothing more comes."""
+        self.called: _Arrived = queue.SimpleQueue()
+        self.uncalled: _Arrived = queue.SimpleQueue()
+        """What arrived, by `_Batch.called`."""
         self.bytes = 0
         self._store, self._writers = store, writers
         self._started = time.monotonic()
@@ -216,7 +228,8 @@ class _Line:
             asyncio.run(self._run())  # raises OSError where no descriptor is left for its loop
         finally:
             for _ in range(self._writers):
-                self.arrived.put(None)
+                self.called.put(None)
+                self.uncalled.put(None)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -256,10 +269,14 @@ class _Line:
             self._again.remove(due)
             return due[1]
         source = self._urgent
-        if not source and not (self._wanted.patient == "never" or (self._wanted.patient and self._active)):
+        patient = self._wanted.patient
+        if not source and patient not in ("never", "once") and not (patient and self._active):
             source = self._pending
         share = min(BATCH, HELD // (self._pace.limit + 1))  # of more requests at a time each asks for less
-        if not source or not self._fits(max(share, source[0].placed.length)):
+        if not source:
+            return None
+        # Somebody who waits does not wait for those to be written that nobody waits for.
+        if not self._fits(0 if source is self._urgent else max(share, source[0].placed.length)):
             return None
         batch = _take(source, share)
         batch.called = source is self._urgent or batch.jobs[0].rank < UNCALLED
@@ -269,11 +286,20 @@ class _Line:
         return not self._held or self._held + size <= HELD
 
     def _prefer(self) -> None:
-        """Move what is wanted in front of everything else."""
+        """Move what is wanted in front of everything else, wherever it is on its way."""
         wanted = set(self._wanted.taken())
-        if wanted:
-            self._urgent.extend(job for job in self._pending if (id(job.tree), job.number) in wanted)
-            self._pending = deque(job for job in self._pending if (id(job.tree), job.number) not in wanted)
+        if not wanted:
+            return
+        if self._wanted.patient == "once":
+            self._wanted.patient = ""
+        self._urgent.extend(job for job in self._pending if _wish(job) in wanted)
+        self._pending = deque(job for job in self._pending if _wish(job) not in wanted)
+        arrived = list(_taken_from(self.uncalled))
+        again = [batch for _, batch in self._again]
+        for batch in (*self._active.values(), *again, *(batch for batch, _ in arrived)):
+            batch.called = batch.called or any(_wish(job) in wanted for job in batch.jobs)
+        for batch, content in arrived:
+            self._hand_over(batch, content)
 
     def _request(self, batch: _Batch) -> None:
         task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))
@@ -304,10 +330,14 @@ class _Line:
                     self._active.pop(twin, None)
                 batch.requests.clear()
                 self.bytes += batch.size
-                self._pace.ended(batch.size, now - batch.asked, now, awaited=self.arrived.empty())
-                self.arrived.put((batch, task.result()))
+                awaited = (self.called if batch.called else self.uncalled).empty()
+                self._pace.ended(batch.size, now - batch.asked, now, awaited=awaited)
+                self._hand_over(batch, task.result())
             elif not batch.requests:
                 self._failed(batch, error, now)
+
+    def _hand_over(self, batch: _Batch, content: memoryview) -> None:
+        (self.called if batch.called else self.uncalled).put((batch, content))
 
     def _failed(self, batch: _Batch, error: BaseException, now: float) -> None:
         """The last request for a batch broke: ask again a little later, each time later, all workers apart."""
@@ -340,19 +370,24 @@ class _Line:
         return sorted({id(batch): batch for batch in self._active.values()}.values(), key=lambda b: b.asked)
 
 
+def _taken_from(arrived: _Arrived) -> Iterator[tuple[_Batch, memoryview]]:
+    """What lies in a queue in which there is no None yet."""
+    with contextlib.suppress(queue.Empty):
+        while (item := arrived.get_nowait()) is not None:
+            yield item
+
+
 def _heard(task: asyncio.Task[memoryview]) -> None:
     """What a request failed with that nobody waits for any more is no news, which asyncio would print."""
     if not task.cancelled():
         task.exception()
 
 
-def _write_what_comes(store: Store, line: _Line, progress: Progress) -> None:
-    stepped_back = False
-    while (item := line.arrived.get()) is not None:
+def _write_what_comes(store: Store, line: _Line, arrived: _Arrived, progress: Progress) -> None:
+    if arrived is line.uncalled:
+        processors.step_back()
+    while (item := arrived.get()) is not None:
         batch, content = item
-        if not (batch.called or stepped_back):
-            processors.step_back()
-            stepped_back = True
         for job in batch.jobs:
             start = job.placed.offset - batch.start
             _put(store, job, content[start : start + job.placed.length], progress)
@@ -422,6 +457,11 @@ def _take(jobs: deque[Job], most: int) -> _Batch:
         batch.jobs.append(jobs.popleft())
         batch.end = end
     return batch
+
+
+def _wish(job: Job) -> tuple[int, int]:
+    """A job as `Wanted` names it."""
+    return id(job.tree), job.number
 
 
 def _place(job: Job) -> tuple[str, int]:

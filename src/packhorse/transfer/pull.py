@@ -169,6 +169,8 @@ class _Restore:
         else:
             self._restore(packages, shared)
         self._record()
+        # With the index some 80 MB for 50,000 files, and the buffers for frames come on top.
+        del packages, shared
         if self.late and not self.only:
             self._fill_late()
             self._told()
@@ -451,7 +453,7 @@ class _Restore:
 
     def _fill_late(self) -> None:
         """When all else is there, and recorded: the code for other GPUs."""
-        del self.local.index  # some 50 MB for 40,000 files, and the buffers for frames come on top
+        del self.local.index  # as above
         assert self.manifest is not None
         missing = sum(self.manifest.frames[number].length for number in self.late)
         # What is left of the disk belongs to the command.

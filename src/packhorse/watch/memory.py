@@ -78,6 +78,14 @@ def keep_freed() -> None:
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
+def give_back() -> None:
+    """Hand back to the kernel what the allocator kept. No effect where there is no malloc_trim(3)."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _statistic(path: str, name: str) -> int:
     try:
         with open(path, encoding="ascii") as file:

@@ -57,7 +57,8 @@ class Early(NamedTuple):
     report: Callable[[BootFacts], None]
     """Called just before the child may start, with what is known then."""
     arrivals: str = ""
-    """For tests: "asked" brings large files only when somebody opens them, "random:7" in a random order and slowly."""
+    """For tests: "asked" brings large files only when somebody opens them, "once" none before somebody opens one,
+    "random:7" in a random order and slowly."""
 
 
 class Boot:
