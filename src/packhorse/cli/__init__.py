@@ -96,9 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except (
-            OSError
-        ):  # told already; the interpreter would complain once more when it ends, with a code of its own
+        except OSError:
+            # Told already. The interpreter would complain once more when it ends, with a code of its own.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 

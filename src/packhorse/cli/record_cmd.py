@@ -33,6 +33,8 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
     from packhorse import atomic
     from packhorse.errors import PackhorseError
     from packhorse.root import PERSISTENT
+    from packhorse.snapshot.frames import LARGE_FILE
+    from packhorse.snapshot.order import MOST_FILES
     from packhorse.snapshot.scan import readable, scan
     from packhorse.worker import write_leases
     from packhorse.worker.profile import Recorded
@@ -60,6 +62,9 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
     elif not seconds:
         signal.sigwait([signal.SIGTERM])
     opened = watch.end()
+    # A profile has room for so many, and small ones come early without it.
+    named = sorted(opened, key=lambda each: watch.sizes[each.path] < LARGE_FILE)[:MOST_FILES]
+    named.sort(key=lambda each: each.seconds)
 
     tag = loaded.storage.tag
     facts = Recorded(
@@ -79,7 +84,7 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
 
         try:
             profiles.write(
-                Setup(loaded, os.environ).store, tag, profiles.Profile(name, program, tuple(opened))
+                Setup(loaded, os.environ).store, tag, profiles.Profile(name, program, tuple(named))
             )
         except PackhorseError as error:
             facts.error = str(error)

@@ -89,8 +89,9 @@ def cut(
     `pieces` tells for the number of a large file what of it is gathered into each frame; without it, or where the file
     has no code for GPUs, it is cut into pieces of PIECE bytes.
 
-    Small files and medium ones form groups beside each other. A group ends at the edge of a top-level directory (there a distribution ends) or where the
-    path says so (about one file in 64), so that one file more or less moves only the cuts beside it.
+    Small files and medium ones form groups beside each other. A group ends at the edge of a top-level directory (there a
+    distribution ends) or where the path says so (about one file in 64), so that one file more or less moves only the cuts
+    beside it.
     """
     small, medium = _Group(), _Group()
     for number, (path, length) in enumerate(files):

@@ -34,12 +34,13 @@ def cold(manifest: Manifest, gpus: Collection[int]) -> set[int]:
     }
     if chosen:
         for entry in manifest.entries:
-            if isinstance(entry, File) and entry.mode & _PROGRAM and not _is_library(entry.path):
+            if isinstance(entry, File) and entry.mode & _PROGRAM and not is_library(entry.path):
                 chosen.difference_update(entry.pieces[::3])
     return chosen
 
 
-def _is_library(path: bytes) -> bool:
+def is_library(path: bytes) -> bool:
+    """Whether this is a shared library by its name: such files often may be executed, and nobody does it."""
     name = path.rpartition(b"/")[2]
     return name.endswith(b".so") or b".so." in name
 

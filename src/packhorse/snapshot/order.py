@@ -1,4 +1,4 @@
-"""The order in which held files are restored: small ones first, then what a command opened before, in the order it did.
+"""The order in which held files are restored: those under 1 MiB first, then what a command opened before, in the order it did.
 
 Pure functions of paths, sizes and times. Paths are relative to the root: `packages/torch/lib/libtorch.so`.
 """
@@ -33,7 +33,7 @@ def ranks(sizes: Mapping[bytes, int], profile: Sequence[Opened] = ()) -> dict[by
 
     Files under 1 MiB, which together are soon there, then larger ones. Of either kind those of the profile in its order,
     then packages, deps, models and pip, each by path. What only compilers read, unless the profile names it, last. Where
-    there is a profile, large files that it does not name have ranks from UNCALLED on.
+    there is a profile, this and large files that it does not name have ranks from UNCALLED on.
     """
     known = {opened.path: number for number, opened in reversed(list(enumerate(profile)))}
 

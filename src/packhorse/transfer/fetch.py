@@ -263,11 +263,14 @@ class _Line:
     def _next(self) -> _Batch | None:
         """What to ask for now, if there is anything and room for it."""
         now = time.monotonic()
-        if due := next((each for each in self._again if each[0] <= now), None):
-            if not self._fits(due[1].size):
+        due = [each for each in self._again if each[0] <= now]
+        if due:
+            again = next((each for each in due if each[1].called), due[0])
+            if self._fits(again[1].size):
+                self._again.remove(again)
+                return again[1]
+            if not self._urgent:
                 return None
-            self._again.remove(due)
-            return due[1]
         source = self._urgent
         patient = self._wanted.patient
         if not source and patient not in ("never", "once") and not (patient and self._active):

@@ -7,13 +7,11 @@ everything is there: then the root's state says partial or sparse until it is.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,7 +21,6 @@ from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.snapshot.contents import content_of
-from packhorse.snapshot.holes import Patch, cold, has_holes, numbers_of
 from packhorse.snapshot.manifest import Directory, File, Manifest
 from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_bytes
@@ -33,10 +30,12 @@ from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
 from packhorse.transfer import arriving
-from packhorse.transfer.fetch import Job, Wanted, fetch
+from packhorse.transfer.bringing import Bringing, Part
+from packhorse.transfer.fetch import Job, fetch
+from packhorse.transfer.gpu_code import GpuCode
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import Plan, Standing, plan
-from packhorse.transfer.opening import Gate, Held, Opening, PullResult
+from packhorse.transfer.opening import Opening, PullResult
 from packhorse.transfer.publication import Publication, target_here
 from packhorse.transfer.union import Winner, union
 from packhorse.watch.memory import peak
@@ -115,16 +114,6 @@ def pull(
     return result
 
 
-class _Part(NamedTuple):
-    """A tree that is brought; `prefix` makes its paths relative to the root."""
-
-    prefix: bytes
-    tree: Tree
-    numbers: Sequence[int]
-    """Its frames that come, but for what comes last."""
-    placed: Mapping[bytes, Placed]
-
-
 class _Restore:
     """One pull on its way; the root is held against other writers."""
 
@@ -141,24 +130,15 @@ class _Restore:
         opening: Opening | None,
     ) -> None:
         self.root, self.store, self.snapshot = root, store, target.snapshot
-        self.interpreter, self.progress, self.fetch = interpreter, progress, line
+        self.interpreter, self.progress, self.line = interpreter, progress, line
         self.gpus, self.only, self.opening = gpus if only or opening else (), only, opening
         self.local = Local(root)
         self.state = root.state()
         self.result = PullResult(snapshot=target.snapshot.id, tag=target.tag)
         self.winners: dict[bytes, Winner] = {}
         self.plan = Plan({}, set(), [])
-        self.manifest: Manifest | None = None
+        self.code: GpuCode | None = None
         """Of the packages."""
-        self.kept: set[bytes] = set()
-        """Files of packages/ that stay as they are."""
-        self.needed: set[int] = set()
-        """Frames of it that files which are kept lack, and that must be there before a command starts."""
-        self.late: set[int] = set()
-        """Frames of it that come last, or never."""
-        self.placed: Mapping[bytes, Placed] = {}
-        """Where its frames lie, once that is known."""
-        self.arriving: arriving.Arriving | None = None
 
     def run(self) -> PullResult:
         packages = self._plan_packages()
@@ -171,8 +151,8 @@ class _Restore:
         self._record()
         # With the index some 80 MB for 50,000 files, and the buffers for frames come on top.
         del packages, shared
-        if self.late and not self.only:
-            self._fill_late()
+        if self.code is not None and self.code.late and not self.only:
+            self._fill_late(self.code)
             self._told()
             self._record()
         return self.result
@@ -187,14 +167,15 @@ class _Restore:
         self._require_space(trees)
         self.root.record(msgspec.structs.replace(self.state, state="partial"))
         publication = Publication(self.local, self.winners, shared, self.plan, self._keep)
+        bringing = Bringing(self.root, self._fetch, self.progress, self.opening, self._may_hold)
         try:
-            held = self._bring_early(self._parts(packages, shared))
-            with self._beside(held):
+            held = bringing.early(self._parts(packages, shared))
+            with bringing.beside(held):
                 for tree in trees:
                     tree.finish()
                 if packages is not None:
                     self._exchange(packages)
-                if self.arriving is not None:
+                if bringing.arriving is not None:
                     self.state = msgspec.structs.replace(self.state, state="partial")
                 publication.publish()
                 self._fill_needed()
@@ -207,8 +188,7 @@ class _Restore:
             self.root.record(self.state)
             raise
         finally:
-            if self.arriving is not None:
-                self.arriving.close()
+            bringing.close()
         if packages is not None:
             self._remember_packages(packages)
         publication.remember()
@@ -224,7 +204,11 @@ class _Restore:
                 atomic.remove_tree(staging / name)
         needed = -own_bytes(staging)
         for tree in trees:
-            never = self._cold(tree.manifest) if self.only and tree.manifest is self.manifest else ()
+            never = (
+                self.code.cold
+                if self.code is not None and self.only and tree.manifest is self.code.manifest
+                else ()
+            )
             needed += tree.new_bytes(never)
         self.root.require_space(max(needed, 0) + MARGIN, "the snapshot")
 
@@ -237,10 +221,17 @@ class _Restore:
         manifest = self.local.manifest(self.store, digest, "packages")
         self._refuse_foreign(manifest)
         self._count(manifest)
-        self.manifest = manifest
+        self.code = GpuCode(
+            self.local,
+            manifest,
+            self.gpus,
+            placed=lambda: self._packages_placed,
+            fetch=self._fetch,
+            progress=self.progress,
+        )
         found = self.local.packages()
         if self.state.manifest == digest and self.local.equals(found, manifest):
-            self._plan_holes(manifest, {entry.path for entry in manifest.entries})
+            self.code.keep({entry.path for entry in manifest.entries})
             return None
         here = {item.path: item for item in found if item.kind == "file"}
         base = os.fsencode(self.root.packages) + b"/"
@@ -253,7 +244,7 @@ class _Restore:
                 and self.local.holds(item, entry, manifest.frames)
             ):
                 kept[entry.path] = base + entry.path
-        self._plan_holes(manifest, kept.keys())
+        self.code.keep(kept.keys())
         return Tree(self.root.staging / "packages", manifest, digest, kept=kept)
 
     def _refuse_foreign(self, manifest: Manifest) -> None:
@@ -305,125 +296,36 @@ class _Restore:
 
     # --- bringing ---
 
-    def _parts(self, packages: Tree | None, shared: Mapping[str, Tree]) -> list[_Part]:
+    @cached_property
+    def _packages_placed(self) -> Mapping[bytes, Placed]:
+        """Where the frames of the packages lie."""
+        assert self.code is not None
+        return placed_by(tags.get_placement(self.store, self.code.manifest, self.snapshot.packages))
+
+    def _may_hold(self, path: bytes) -> bool:
+        """None that replaces a shared one: should the restore fail, that is still there."""
+        return path.startswith(PACKAGES) or self.plan.wanted.get(path, Standing.OLDER) is None
+
+    def _parts(self, packages: Tree | None, shared: Mapping[str, Tree]) -> list[Part]:
         """What is to be brought, but for what comes last."""
-        trees = [(digest, b"", tree) for digest, tree in shared.items()]
+        parts = []
         if packages is not None:
-            trees.insert(0, (self.snapshot.packages, PACKAGES, packages))
             self.result.pulled.append("packages")
+            assert self.code is not None
+            missing = packages.missing
+            self.code.late |= self.code.cold.intersection(missing)
+            numbers = [number for number in missing if number not in self.code.late]
+            parts.append(Part(PACKAGES, packages, numbers, self._packages_placed))
         if self.plan.wanted:
             self.result.pulled.append("shared")
-        parts = []
-        for digest, prefix, tree in trees:
+        for digest, tree in shared.items():
             placed = placed_by(tags.get_placement(self.store, tree.manifest, digest))
-            numbers = tree.missing
-            if tree is packages:
-                self.placed = placed
-                self.late |= self._cold(tree.manifest).intersection(numbers)
-                numbers = [number for number in numbers if number not in self.late]
-            parts.append(_Part(prefix, tree, numbers, placed))
+            parts.append(Part(b"", tree, tree.missing, placed))
         return parts
 
-    def _bring_early(self, parts: Sequence[_Part]) -> list[Job]:
-        """Bring what is needed before a command may start; returns what it need not wait for."""
-        ranks = self._ranks(parts)
-        early: list[Job] = []
-        late: list[tuple[Tree, Job]] = []
-        for prefix, tree, numbers, placed in parts:
-            for number in numbers:
-                paths = {prefix + path for path in tree.paths(number)}
-                waits = paths <= ranks.keys()
-                frame = tree.manifest.frames[number]
-                rank = min(ranks[path] for path in paths) if waits else 0
-                job = Job(tree, number, frame, placed[frame.digest], rank)
-                if waits:
-                    late.append((tree, job))
-                else:
-                    early.append(job)
-        total = sum(job.frame.length for job in (*early, *(job for _, job in late)))
-        self.progress.stage("restoring", total)
-        self._bring(early, prepare=partial(self._prepare, parts, ranks))
-        held: list[Job] = []
-        refused: list[Job] = []
-        for tree, job in late:
-            (held if tree.paths(job.number) <= tree.late else refused).append(job)
-        self._bring(refused)
-        return held
-
-    def _prepare(self, parts: Sequence[_Part], ranks: Collection[bytes]) -> None:
-        """Create what the bytes go into, and hold back what has a rank."""
-        held: list[Held] = []
-        for prefix, tree, numbers, _ in parts:
-            tree.prepare({path for path in tree.holdable if prefix + path in ranks})
-            tree.expect(numbers)
-            if self.opening is not None and self.opening.gate is not None:
-                held += self._hold(self.opening.gate, prefix, tree)
-        shared = [each for each in held if not each.path.startswith(PACKAGES)]
-        if shared:
-            self.arriving = arriving.Arriving(self.root, [(each.path, each.descriptor) for each in shared])
-
-    def _ranks(self, parts: Sequence[_Part]) -> Mapping[bytes, int]:
-        """The files to hold back, the largest ones where they are too many, and the order of all of them.
-
-        None that replaces a shared one: should the restore fail, that is still there.
-        """
-        if self.opening is None or self.opening.gate is None:
-            return {}
-        sizes = {
-            prefix + path: file.size
-            for prefix, tree, *_ in parts
-            for path, file in tree.holdable.items()
-            if prefix or self.plan.wanted.get(path, Standing.OLDER) is None
-        }
-        largest = sorted(sizes, key=lambda path: -sizes[path])[: self.opening.gate.most]
-        return self.opening.ranks({path: sizes[path] for path in largest})
-
-    def _hold(self, gate: Gate, prefix: bytes, tree: Tree) -> list[Held]:
-        """Hold back the held files of a tree; those that cannot be are brought like small ones."""
-        files = [
-            Held(
-                prefix + path,
-                descriptor,
-                bool(tree.holdable[path].mode & 0o111),
-                partial(gate.wanted.add, tree, tree.numbers(path)),
-            )
-            for path, descriptor in tree.held.items()
-        ]
-        refused = gate.hold(files)
-        for path in refused:
-            tree.let_go(path.removeprefix(prefix))
-        tree.on_arrival = partial(self._arrived, gate, prefix)
-        return [each for each in files if each.path not in refused]
-
-    def _arrived(self, gate: Gate, prefix: bytes, path: bytes, descriptor: int) -> None:
-        if self.arriving is not None and not prefix:
-            self.arriving.arrived(path)
-        gate.arrived(prefix + path, descriptor)
-
-    def _bring(
-        self,
-        jobs: Sequence[Job],
-        *,
-        wanted: Wanted | None = None,
-        prepare: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.result.transferred_bytes += self.fetch(jobs, wanted=wanted, prepare=prepare)
-
-    @contextlib.contextmanager
-    def _beside(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Bring `jobs` while the block runs, and wait for them after it."""
-        if not jobs:
-            yield
-            return
-        assert self.opening is not None and self.opening.gate is not None
-        with ThreadPoolExecutor(1, thread_name_prefix="held") as pool:
-            bringing = pool.submit(self._bring, jobs, wanted=self.opening.gate.wanted)
-            try:
-                yield
-            except BaseException:
-                self.opening.gate.wanted.stop()
-                raise
-            bringing.result()
+    def _fetch(self, jobs: Sequence[Job], **options: Any) -> None:
+        brought = self.line(jobs, **options)  # before the sum is read: another one may end meanwhile
+        self.result.transferred_bytes += brought
 
     def _start(self) -> None:
         if self.opening is not None:
@@ -435,63 +337,24 @@ class _Restore:
 
     # --- code for other GPUs ---
 
-    def _cold(self, manifest: Manifest) -> set[int]:
-        return cold(manifest, self.gpus)
-
-    def _plan_holes(self, manifest: Manifest, kept: Collection[bytes]) -> None:
-        """Find out what the files that are kept lack, and which of that is needed at the start."""
-        lacking = {number for number, frame in enumerate(manifest.frames) if frame.digest in self.local.holes}
-        lacking = numbers_of(manifest, kept).intersection(lacking) if lacking else lacking
-        self.kept = set(kept)
-        self.late |= lacking & self._cold(manifest)
-        self.needed |= lacking - self.late
+    @property
+    def _late(self) -> Collection[int]:
+        """Frames of the packages that come last, or never."""
+        return self.code.late if self.code is not None else ()
 
     def _fill_needed(self) -> None:
-        """Before the start: what another GPU did not need and this one does."""
-        self._fill(self.needed, self.kept)  # what is new has, or gets, it from its own tree
-        self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self.late else ())
+        if self.code is not None:
+            self.code.fill_needed()
+        self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self._late else ())
 
-    def _fill_late(self) -> None:
-        """When all else is there, and recorded: the code for other GPUs."""
-        del self.local.index  # as above
-        assert self.manifest is not None
-        missing = sum(self.manifest.frames[number].length for number in self.late)
+    def _fill_late(self, code: GpuCode) -> None:
+        """When all else is there, and recorded."""
+        del self.local.index  # as the plans, while there is more to bring
         # What is left of the disk belongs to the command.
-        self.root.require_space(missing + MARGIN, "code for other GPUs")
-        if self._fill(self.late, rank=UNCALLED if self.opening is not None else 0):
-            self.late = set()
+        self.root.require_space(code.late_bytes + MARGIN, "code for other GPUs")
+        code.fill_late(UNCALLED if self.opening is not None else 0)
+        if not code.late:
             self.state = msgspec.structs.replace(self.state, gpus=())
-
-    def _fill(
-        self, numbers: Collection[int], paths: Collection[bytes] | None = None, *, rank: int = 0
-    ) -> bool:
-        """Fill in frames of `packages/`, in the files `paths` only if they are given. False where a file that changed
-        here still lacks some."""
-        if not numbers:
-            return True
-        assert self.manifest is not None
-        manifest = self.manifest
-        if not self.placed:
-            self.placed = placed_by(tags.get_placement(self.store, manifest, self.snapshot.packages))
-        base = os.fsencode(self.root.packages)
-        patch = Patch(base, manifest, numbers, paths)
-        self.progress.stage(
-            "restoring code for other GPUs", sum(manifest.frames[number].length for number in numbers)
-        )
-        self.result.transferred_bytes += self.fetch(
-            [
-                Job(patch, number, frame, self.placed[frame.digest], rank)
-                for number in numbers
-                for frame in [manifest.frames[number]]
-            ]
-        )
-        for path, signature in patch.signatures.items():
-            if path not in patch.skipped:
-                entry = patch.files[path]
-                self.local.index.restored(
-                    PACKAGES + path, signature, (content_of(entry, manifest.frames), entry.mode)
-                )
-        return not any(has_holes(os.path.join(base, path)) for path in patch.skipped)
 
     # --- publishing ---
 
@@ -537,7 +400,7 @@ class _Restore:
         self.root.record(
             msgspec.structs.replace(
                 self.state,
-                state="sparse" if self.late else "complete",
+                state="sparse" if self._late else "complete",
                 snapshot=self.result.snapshot,
                 shared=shared,
             )

@@ -34,7 +34,7 @@ class Recorded(msgspec.Struct):
     """Files of 64 KiB and more that were opened."""
     bytes: int = 0
     large_files: int = 0
-    """All that the root has."""
+    """All of that size that the root has."""
     large_bytes: int = 0
     skipped: int = 0
     """Those that could not be watched."""

@@ -153,6 +153,8 @@ class Restorer:
     def _hear(self) -> None:
         while True:
             signal.sigwait(write_leases.SIGNALS)
+            while signal.sigtimedwait(write_leases.SIGNALS, 0) is not None:
+                pass  # one look serves all who have asked by now
             with self._lock:
                 new = [
                     lease

@@ -1,6 +1,6 @@
 """Which files are opened, but for small ones, in which order and when: a write lease on each tells, without privileges.
 
-Promises that whoever opens a file goes on within about a millisecond, and at once where the watching process dies. By
+Promises that whoever opens a file goes on within some milliseconds, and at once where the watching process dies. By
 whom a file is opened is not known.
 """
 
@@ -49,7 +49,7 @@ class OpenWatch:
         for file in sorted(watched.values(), key=lambda file: -file.signature.size)[: max(most, 0)]:
             self._hold(os.path.join(base, file.path), file.path)
         self.skipped = len(watched) - len(self._held)
-        """Files that are not watched: somebody has them open, or they are somebody else's."""
+        """Files that are not watched: somebody has them open, they are somebody else's, or there are too many."""
         self._thread = threading.Thread(target=self._watch, name="opens", daemon=True)
         self._thread.start()
 
@@ -83,6 +83,8 @@ class OpenWatch:
     def _watch(self) -> None:
         while not self._ended:
             signal.sigwaitinfo(write_leases.SIGNALS)
+            while signal.sigtimedwait(write_leases.SIGNALS, 0) is not None:
+                pass  # one look serves all who have asked by now
             self._let_go()
 
     def _let_go(self) -> None:
