@@ -313,16 +313,16 @@ def test_what_is_wanted_waits_for_nobody_who_has_stepped_back(new_worker: NewWor
 
     def note(path: bytes) -> None:
         nice[path] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        if (
-            len(nice) == 3
-        ):  # in the only thread that writes what nobody waits for, and it stays here until both have come
+        behind = [each for each, value in nice.items() if value != usual]
+        if path in behind and len(behind) == 2:
+            # In the only thread that writes what nobody waits for, and it stays here until both have come.
             holder.want(names[5])
             holder.want(names[11])
 
     holder.on_arrival = note
     profile = [Opened(names[0], 0.0)]
     opening = Opening(lambda result: None, partial(ranks, profile=profile), holder)
-    here.pull(opening=opening, threads=1)
+    here.pull(opening=opening, threads=1, connections=1)  # so all come in their order
     assert {path for path, value in nice.items() if value == usual} >= {names[0], names[5], names[11]}
     assert nice[names[10]] == max(usual, 10)
     assert persistent(here.path) == persistent(worker.path)
