@@ -16,7 +16,7 @@ from tests.servers import S3Server
 
 from packhorse.config import Storage
 from packhorse.store.objects import Store
-from packhorse.transfer.fetch import GAP
+from packhorse.transfer.line import GAP
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.transfer.workers import Worker
 
 from packhorse.config import Storage
 from packhorse.snapshot.order import ranks
-from packhorse.transfer.fetch import Wanted
+from packhorse.transfer.line import Wanted
 from packhorse.transfer.opening import Held, Opening, PullResult
 
 PATIENCE = 20.0

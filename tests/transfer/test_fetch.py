@@ -22,7 +22,7 @@ from tests.transfer.workers import Worker, persistent, settle
 
 from packhorse.config import Storage
 from packhorse.progress import Silent
-from packhorse.transfer import fetch, pace
+from packhorse.transfer import line, pace
 
 MIB = 1 << 20
 NOISE = random.Random(17)
@@ -109,7 +109,7 @@ def test_no_more_is_asked_for_than_may_be_held_while_nothing_is_written(
     with Relay(stored.storage.endpoint) as relay:
         progress = _Blocking(relay)
         _through(relay, here).pull(progress=progress, threads=2, connections=32)
-    assert fetch.HELD <= progress.received_at_most <= fetch.HELD + MIB
+    assert line.HELD <= progress.received_at_most <= line.HELD + MIB
     assert persistent(here.path) == persistent(stored.path)
 
 

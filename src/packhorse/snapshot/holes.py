@@ -17,8 +17,6 @@ from packhorse.snapshot.manifest import PERMISSIONS, File, Manifest, members
 from packhorse.snapshot.reader import write_at
 from packhorse.snapshot.scan import Signature, signature_of
 
-_PROGRAM = 0o111
-
 
 def cold(manifest: Manifest, gpus: Collection[int]) -> set[int]:
     """The numbers of the frames that no GPU of these compute capabilities needs; none where `gpus` is empty.
@@ -34,15 +32,15 @@ def cold(manifest: Manifest, gpus: Collection[int]) -> set[int]:
     }
     if chosen:
         for entry in manifest.entries:
-            if isinstance(entry, File) and entry.mode & _PROGRAM and not is_library(entry.path):
+            if isinstance(entry, File) and is_program(entry):
                 chosen.difference_update(entry.pieces[::3])
     return chosen
 
 
-def is_library(path: bytes) -> bool:
-    """Whether this is a shared library by its name: such files often may be executed, and nobody does it."""
-    name = path.rpartition(b"/")[2]
-    return name.endswith(b".so") or b".so." in name
+def is_program(file: File) -> bool:
+    """Whether somebody may execute it: not a shared library, which often may be and never is."""
+    name = file.path.rpartition(b"/")[2]
+    return bool(file.mode & 0o111) and not name.endswith(b".so") and b".so." not in name
 
 
 def lacking(manifest: Manifest, numbers: Collection[int]) -> dict[bytes, int]:

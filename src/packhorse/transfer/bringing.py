@@ -15,14 +15,12 @@ from typing import NamedTuple
 
 from packhorse.progress import Progress
 from packhorse.root import Root
-from packhorse.snapshot.holes import is_library
+from packhorse.snapshot.holes import is_program
 from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.writer import Placed
 from packhorse.transfer.arriving import Arriving
-from packhorse.transfer.fetch import Job
+from packhorse.transfer.line import Job
 from packhorse.transfer.opening import Gate, Held, Opening
-
-_EXECUTABLE = 0o111
 
 
 class Part(NamedTuple):
@@ -136,7 +134,7 @@ class Bringing:
             Held(
                 part.prefix + path,
                 descriptor,
-                bool(tree.holdable[path].mode & _EXECUTABLE) and not is_library(path),
+                is_program(tree.holdable[path]),
                 partial(gate.wanted.add, tree, tree.numbers(path)),
             )
             for path, descriptor in tree.held.items()

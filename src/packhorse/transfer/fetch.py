@@ -1,128 +1,29 @@
 """Frames from the store into files: neighbours in one request, several requests at a time, all bytes proven.
 
-What comes first is asked for first, and what somebody waits for before everything else. One thread asks, and asks again
-what is overdue or broke off; others prove, decompress and write, not the same ones what somebody waits for and what
-nobody does. Promises bounded memory: HELD bytes asked for and not yet written, one request more where somebody waits,
-and one raw frame of small files for each writing thread.
+One thread asks, in the order that `line` promises; others prove, decompress and write, not the same ones what somebody
+waits for and what nobody does. Promises bounded memory: what `line` holds, and one raw frame of small files for each
+writing thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
-import queue
-import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
 
-from packhorse.errors import MEND, IntegrityError
+from packhorse.errors import IntegrityError
 from packhorse.progress import Progress
 from packhorse.snapshot import frames
-from packhorse.snapshot.manifest import Frame
 from packhorse.snapshot.order import UNCALLED
-from packhorse.snapshot.writer import Placed
 from packhorse.store import condemned
-from packhorse.store.objects import NotFoundError, Store, UnreachableError
-from packhorse.transfer.pace import Pace
+from packhorse.store.objects import NotFoundError, Store
+from packhorse.transfer.line import Arrived, Job, Line, Wanted, missing
 from packhorse.watch import processors
 from packhorse.watch.memory import give_back, keep_freed
 
-BATCH = 16 << 20
-"""The most that one request asks for, in stored bytes, unless one frame has more: packs are smaller as a rule."""
-GAP = 256 << 10
-"""Unwanted bytes between two frames that are rather read than skipped with a request more."""
-HELD = 32 << 20
-"""The most bytes that are asked for and not yet written."""
 WRITERS_MOST = 8
-ATTEMPTS = 6
-"""How often a batch is asked for when requests break off, beside the client's own attempts at a connection."""
-_TICK = 0.1
-"""Seconds between two looks for what is overdue."""
-
-
-class Destination(Protocol):
-    """Where frames go."""
-
-    def put(self, number: int, parts: Iterable[frames.Bytes]) -> None:
-        """Write what the frame `number` holds. Callable from several threads, and once more after `parts` raised."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One frame on its way."""
-
-    tree: Destination
-    number: int
-    frame: Frame
-    placed: Placed
-    rank: int = 0
-    """Lower ones are asked for first. From UNCALLED on they are written behind the work of other processes."""
-
-
-class Wanted:
-    """Frames that somebody waits for, told to a `fetch` that is on its way, from any thread.
-
-    `patient` holds back what nobody waits for: "never" asks for none of it, "once" for none before somebody waits for
-    something, "slowly" for little at a time.
-    """
-
-    def __init__(self, patient: str = "") -> None:
-        self.patient = patient
-        self.wake: Callable[[], None] = lambda: None
-        """Set by the fetch that listens."""
-        self.stopped = False
-        self._keys: queue.SimpleQueue[list[tuple[int, int]]] = queue.SimpleQueue()
-
-    def add(self, tree: Destination, numbers: Iterable[int]) -> None:
-        """These frames are to be asked for next, after those that were wanted before."""
-        self._keys.put([(id(tree), number) for number in numbers])
-        self.wake()
-
-    def stop(self) -> None:
-        """Have the fetch end as it is."""
-        self.stopped = True
-        self.wake()
-
-    def taken(self) -> list[tuple[int, int]]:
-        """What was added since the last call, as (id of the destination, number)."""
-        keys: list[tuple[int, int]] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                keys += self._keys.get_nowait()
-        return keys
-
-
-@dataclass
-class _Batch:
-    """Neighbouring frames of one pack, in the order of their offsets."""
-
-    jobs: list[Job]
-    start: int
-    end: int
-    attempts: int = 0
-    requests: set[asyncio.Task[memoryview]] = field(default_factory=set)
-    asked: float = 0.0
-    """When it was last asked for."""
-    called: bool = True
-    """Whether somebody waits for it, or is expected to."""
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start
-
-    @property
-    def key(self) -> str:
-        return _key(self.jobs[0])
-
-
-_Arrived: TypeAlias = "queue.SimpleQueue[tuple[_Batch, memoryview] | None]"
-"""Batches with their bytes; None tells one writer that nothing more comes."""
 
 
 def fetch(
@@ -148,14 +49,14 @@ def fetch(
         return 0
     keep_freed()
     try:
-        ranged = store.keeps_ranges(_key(waiting[0]))
+        ranged = store.keeps_ranges(waiting[0].key)
     except NotFoundError as error:
-        raise _missing(waiting[0]) from error
+        raise missing(waiting[0]) from error
     writers = threads or min(processors.usable() + 1, WRITERS_MOST)
     if not ranged:
         prepare()
         return _fetch_whole_packs(store, waiting, progress, writers)
-    line = _Line(store, waiting, connections, writers, wanted or Wanted())
+    line = Line(store, waiting, connections, writers, wanted or Wanted())
     # A thread that has stepped back stays there, so it gets nothing that somebody waits for.
     queues = [line.called] * writers
     if waiting[-1].rank >= UNCALLED:
@@ -176,217 +77,7 @@ def fetch(
     return line.bytes
 
 
-class _Line:
-    """The requests on their way to the store. `ask` is the only thing that runs in its thread."""
-
-    def __init__(
-        self, store: Store, jobs: Iterable[Job], connections: int | None, writers: int, wanted: Wanted
-    ) -> None:
-        self.called: _Arrived = queue.SimpleQueue()
-        self.uncalled: _Arrived = queue.SimpleQueue()
-        """What arrived, by `_Batch.called`."""
-        self.bytes = 0
-        self._store, self._writers = store, writers
-        self._started = time.monotonic()
-        self._pending = deque(jobs)
-        self._urgent: deque[Job] = deque()
-        self._wanted = wanted
-        self._again: list[tuple[float, _Batch]] = []
-        """What broke off, and when it may be asked for again."""
-        self._active: dict[asyncio.Task[memoryview], _Batch] = {}
-        self._held = 0
-        self._lock = threading.Lock()
-        self._pace = Pace(time.monotonic(), pinned=connections)
-        self._stopped = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._news = asyncio.Event()
-
-    # --- called by writers ---
-
-    def written(self, batch: _Batch) -> None:
-        """A batch is no longer in memory."""
-        with self._lock:
-            self._held -= batch.size
-        self._wake()
-
-    def stop(self) -> None:
-        """Ask for nothing more."""
-        self._stopped = True
-        self._wake()
-
-    def _wake(self) -> None:
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended
-                loop.call_soon_threadsafe(self._news.set)
-
-    # --- in its own thread ---
-
-    def ask(self) -> None:
-        """Ask for everything, then tell the writers to end. Raises what a batch fails with for good."""
-        try:
-            asyncio.run(self._run())  # raises OSError where no descriptor is left for its loop
-        finally:
-            for _ in range(self._writers):
-                self.called.put(None)
-                self.uncalled.put(None)
-
-    async def _run(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._wanted.wake = self._wake
-        try:
-            while self._left and not (self._stopped or self._wanted.stopped):
-                self._ask()
-                await self._something_happens()
-                self._settle()
-                self._ask_again()
-        finally:
-            self._loop = None
-            tasks = list(self._active)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    @property
-    def _left(self) -> bool:
-        """Whether anything has not arrived."""
-        return bool(self._pending or self._urgent or self._again or self._active)
-
-    def _ask(self) -> None:
-        condemned.require_time(self._started, "pull")
-        self._prefer()
-        while len(self._active) < self._pace.limit and (batch := self._next()):
-            with self._lock:
-                self._held += batch.size
-            self._request(batch)
-
-    def _next(self) -> _Batch | None:
-        """What to ask for now, if there is anything and room for it."""
-        now = time.monotonic()
-        due = [each for each in self._again if each[0] <= now]
-        if due:
-            again = next((each for each in due if each[1].called), due[0])
-            if self._fits(again[1].size):
-                self._again.remove(again)
-                return again[1]
-            if not self._urgent:
-                return None
-        source = self._urgent
-        patient = self._wanted.patient
-        if not source and patient not in ("never", "once") and not (patient and self._active):
-            source = self._pending
-        share = min(BATCH, HELD // (self._pace.limit + 1))  # of more requests at a time each asks for less
-        if not source:
-            return None
-        # Somebody who waits does not wait for those to be written that nobody waits for.
-        if not self._fits(0 if source is self._urgent else max(share, source[0].placed.length)):
-            return None
-        batch = _take(source, share)
-        batch.called = source is self._urgent or batch.jobs[0].rank < UNCALLED
-        return batch
-
-    def _fits(self, size: int) -> bool:
-        return not self._held or self._held + size <= HELD
-
-    def _prefer(self) -> None:
-        """Move what is wanted in front of everything else, wherever it is on its way."""
-        wanted = set(self._wanted.taken())
-        if not wanted:
-            return
-        if self._wanted.patient == "once":
-            self._wanted.patient = ""
-        self._urgent.extend(job for job in self._pending if _wish(job) in wanted)
-        self._pending = deque(job for job in self._pending if _wish(job) not in wanted)
-        arrived = list(_taken_from(self.uncalled))
-        again = [batch for _, batch in self._again]
-        for batch in (*self._active.values(), *again, *(batch for batch, _ in arrived)):
-            batch.called = batch.called or any(_wish(job) in wanted for job in batch.jobs)
-        for batch, content in arrived:
-            self._hand_over(batch, content)
-
-    def _request(self, batch: _Batch) -> None:
-        task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))
-        task.add_done_callback(_heard)
-        batch.asked = time.monotonic()
-        batch.requests.add(task)
-        self._active[task] = batch
-
-    async def _something_happens(self) -> None:
-        news = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait({*self._active, news}, timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        self._news.clear()
-
-    def _settle(self) -> None:
-        now = time.monotonic()
-        for task in [task for task in self._active if task.done()]:
-            batch = self._active.pop(task, None)
-            if batch is None:  # the slower twin of one that has just arrived
-                continue
-            batch.requests.discard(task)
-            error = task.exception()
-            if error is None:
-                for twin in batch.requests:
-                    twin.cancel()
-                    self._active.pop(twin, None)
-                batch.requests.clear()
-                self.bytes += batch.size
-                awaited = (self.called if batch.called else self.uncalled).empty()
-                self._pace.ended(batch.size, now - batch.asked, now, awaited=awaited)
-                self._hand_over(batch, task.result())
-            elif not batch.requests:
-                self._failed(batch, error, now)
-
-    def _hand_over(self, batch: _Batch, content: memoryview) -> None:
-        (self.called if batch.called else self.uncalled).put((batch, content))
-
-    def _failed(self, batch: _Batch, error: BaseException, now: float) -> None:
-        """The last request for a batch broke: ask again a little later, each time later, all workers apart."""
-        batch.attempts += 1
-        if isinstance(error, NotFoundError):
-            raise _missing(batch.jobs[0]) from error
-        if not isinstance(error, UnreachableError) or batch.attempts >= ATTEMPTS:
-            raise error
-        with self._lock:
-            self._held -= batch.size
-        self._again.append((now + random.uniform(0.1, 0.3) * 2**batch.attempts, batch))  # noqa: S311
-
-    def _ask_again(self) -> None:
-        """Ask once more for what is overdue, beside the request that may still answer: the first to come counts.
-
-        For few at a time: when all are slow the line is, and asking twice would make it worse.
-        """
-        now = time.monotonic()
-        asked = self._asked()
-        twins = len(self._active) - len(asked)
-        for batch in asked:
-            if twins >= max(1, len(self._active) // 4):
-                return
-            if len(batch.requests) < 3 and now - batch.asked > self._pace.patience(batch.size):
-                self._request(batch)
-                twins += 1
-
-    def _asked(self) -> list[_Batch]:
-        """The batches that are asked for now, the one that waits longest first."""
-        return sorted({id(batch): batch for batch in self._active.values()}.values(), key=lambda b: b.asked)
-
-
-def _taken_from(arrived: _Arrived) -> Iterator[tuple[_Batch, memoryview]]:
-    """What lies in a queue in which there is no None yet."""
-    with contextlib.suppress(queue.Empty):
-        while (item := arrived.get_nowait()) is not None:
-            yield item
-
-
-def _heard(task: asyncio.Task[memoryview]) -> None:
-    """What a request failed with that nobody waits for any more is no news, which asyncio would print."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _write_what_comes(store: Store, line: _Line, arrived: _Arrived, progress: Progress) -> None:
+def _write_what_comes(store: Store, line: Line, arrived: Arrived, progress: Progress) -> None:
     if arrived is line.uncalled:
         processors.step_back()
     while (item := arrived.get()) is not None:
@@ -404,7 +95,7 @@ def _put(store: Store, job: Job, stored: frames.Bytes, progress: Progress) -> No
     try:
         job.tree.put(job.number, _proven(job, stored))
     except IntegrityError:
-        [again] = store.ranges(_key(job), [(placed.offset, placed.length)])
+        [again] = store.ranges(job.key, [(placed.offset, placed.length)])
         job.tree.put(job.number, _proven(job, again))
     progress.advance(job.frame.length)
 
@@ -418,7 +109,9 @@ def _fetch_whole_packs(store: Store, jobs: Sequence[Job], progress: Progress, th
     """For a store that ignores ranges: each pack is streamed once, from its beginning to the last byte wanted."""
     stop = threading.Event()
     started = time.monotonic()
-    packs = [list(inside) for _, inside in itertools.groupby(sorted(jobs, key=_place), key=_key)]
+    packs = [
+        list(inside) for _, inside in itertools.groupby(sorted(jobs, key=_place), key=lambda job: job.key)
+    ]
 
     def bring(inside: Sequence[Job]) -> int:
         condemned.require_time(started, "pull")
@@ -426,13 +119,13 @@ def _fetch_whole_packs(store: Store, jobs: Sequence[Job], progress: Progress, th
         for job in inside:
             wanted.setdefault((job.placed.offset, job.placed.length), []).append(job)
         try:
-            for span, stored in zip(wanted, store.ranges(_key(inside[0]), list(wanted))):
+            for span, stored in zip(wanted, store.ranges(inside[0].key, list(wanted))):
                 for job in wanted[span]:
                     if stop.is_set():
                         return 0
                     _put(store, job, stored, progress)
         except NotFoundError as error:
-            raise _missing(inside[0]) from error
+            raise missing(inside[0]) from error
         return max(map(sum, wanted)) - min(wanted)[0]
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
@@ -445,38 +138,5 @@ def _fetch_whole_packs(store: Store, jobs: Sequence[Job], progress: Progress, th
             raise
 
 
-def _take(jobs: deque[Job], most: int) -> _Batch:
-    """The first of these jobs, and those after it that lie near it, up to `most` bytes in all; they are removed."""
-    first = jobs.popleft()
-    batch = _Batch([first], first.placed.offset, first.placed.offset + first.placed.length)
-    while jobs:
-        placed = jobs[0].placed
-        end = max(batch.end, placed.offset + placed.length)
-        near = (
-            placed.offset >= batch.start and placed.offset - batch.end <= GAP
-        )  # in the order of ranks it may lie before
-        if placed.pack != first.placed.pack or not near or end - batch.start > most:
-            break
-        batch.jobs.append(jobs.popleft())
-        batch.end = end
-    return batch
-
-
-def _wish(job: Job) -> tuple[int, int]:
-    """A job as `Wanted` names it."""
-    return id(job.tree), job.number
-
-
 def _place(job: Job) -> tuple[str, int]:
     return job.placed.pack, job.placed.offset
-
-
-def _key(job: Job) -> str:
-    return f"packs/{job.placed.pack}"
-
-
-def _missing(job: Job) -> IntegrityError:
-    return IntegrityError(
-        f"The pack {job.placed.pack[:12]} is missing from the store.",
-        MEND,
-    )

@@ -13,7 +13,7 @@ from packhorse.snapshot.contents import content_of
 from packhorse.snapshot.holes import Patch, cold, has_holes, numbers_of
 from packhorse.snapshot.manifest import Manifest
 from packhorse.snapshot.writer import Placed
-from packhorse.transfer.fetch import Job
+from packhorse.transfer.line import Job
 from packhorse.transfer.local import PACKAGES, Local
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from packhorse.transfer.fetch import Wanted
+from packhorse.transfer.line import Wanted
 
 
 class PullResult(msgspec.Struct):

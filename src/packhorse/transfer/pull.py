@@ -31,8 +31,9 @@ from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
 from packhorse.transfer import arriving
 from packhorse.transfer.bringing import Bringing, Part
-from packhorse.transfer.fetch import Job, fetch
+from packhorse.transfer.fetch import fetch
 from packhorse.transfer.gpu_code import GpuCode
+from packhorse.transfer.line import Job
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import Plan, Standing, plan
 from packhorse.transfer.opening import Opening, PullResult

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -131,18 +131,12 @@ class _Push:
         before = Before.of(known)
         del known  # 24 MB for 40,000 files
         self._announce("saving packages", found)
-        written = write(
+        written = self._write(
             base,
             found,
-            self.uploader,
-            index=self.local.index,
             index_prefix=PACKAGES,
             existing=self.existing.frames(),
             before=before,
-            progress=self.progress,
-            level=self.level,
-            threads=self.threads,
-            taken=self.taken,
             holes=self.local.holes,
         )
         if written.changed:
@@ -219,18 +213,8 @@ class _Push:
                 new.add(path)
         chosen = [item for item in found if item.path in new]
         self._announce("saving " + ", ".join(directories), chosen)
-        written = write(
-            base,
-            chosen,
-            self.uploader,
-            index=self.local.index,
-            index_prefix=b"",
-            existing=self.existing.frames() | self.sent,
-            progress=self.progress,
-            level=self.level,
-            threads=self.threads,
-            taken=self.taken,
-            deadline=deadline,
+        written = self._write(
+            base, chosen, index_prefix=b"", existing=self.existing.frames() | self.sent, deadline=deadline
         )
         self.result.unsaved += [readable(path) for path in (*written.changed, *written.unfinished)]
         frames_used, entries = _with_used_frames(written)
@@ -251,22 +235,26 @@ class _Push:
         for entry in listed:
             manifest = manifests[entry.digest]
             paths = {each.path for each in manifest.entries}
-            written = write(
-                base,
-                [item for item in found if item.path in paths],
-                self.uploader,
-                index=self.local.index,
-                index_prefix=b"",
-                existing=self.sent,
-                progress=self.progress,
-                level=self.level,
-                threads=self.threads,
-                taken=self.taken,
-            )
+            here = [item for item in found if item.path in paths]
+            written = self._write(base, here, index_prefix=b"", existing=self.sent)
             self.sent |= written.placed
             if all(frame.digest in self.sent for frame in manifest.frames):
                 self.mended[entry.digest] = manifest
         return all(entry.digest in self.mended for entry in listed)
+
+    def _write(self, base: bytes, found: Sequence[Found], **options: Any) -> Written:
+        """`write` with what is the same for all that this push sends."""
+        return write(
+            base,
+            found,
+            self.uploader,
+            index=self.local.index,
+            progress=self.progress,
+            level=self.level,
+            threads=self.threads,
+            taken=self.taken,
+            **options,
+        )
 
     def _folded(self, listed: Sequence[TagEntry], manifest: Manifest) -> list[_Part]:
         """The part that replaces `listed`, unless the store does not tell where all of its frames lie."""

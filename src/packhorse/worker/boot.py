@@ -233,10 +233,8 @@ class Boot:
         """Keep what the child needed so far, for the next boot. A store that fails keeps the old one."""
         with contextlib.suppress(StorageError):
             if self.config.run.start == "ready":
-                if not early.restorer.used(
-                    self.setup.root.path, ()
-                ):  # as at the start: the store need not be asked
-                    return
+                if not early.restorer.used(self.setup.root.path, ()):
+                    return  # so the store need not be asked for the profile
                 self._read_profile(early)
             before = self.profile.files if self.profile is not None else ()
             known = {opened.path for opened in before}

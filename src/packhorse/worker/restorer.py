@@ -21,7 +21,7 @@ from packhorse.errors import EXIT_SUPERVISOR
 from packhorse.root import PERSISTENT
 from packhorse.snapshot.frames import MEDIUM_FILE
 from packhorse.snapshot.scan import readable
-from packhorse.transfer.fetch import Wanted
+from packhorse.transfer.line import Wanted
 from packhorse.transfer.opening import Held
 from packhorse.worker import gate, tree, write_leases
 from packhorse.worker.link import Arrived, Child, Link, Start
@@ -152,9 +152,7 @@ class Restorer:
 
     def _hear(self) -> None:
         while True:
-            signal.sigwait(write_leases.SIGNALS)
-            while signal.sigtimedwait(write_leases.SIGNALS, 0) is not None:
-                pass  # one look serves all who have asked by now
+            write_leases.wait()
             with self._lock:
                 new = [
                     lease

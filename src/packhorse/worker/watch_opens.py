@@ -82,9 +82,7 @@ class OpenWatch:
 
     def _watch(self) -> None:
         while not self._ended:
-            signal.sigwaitinfo(write_leases.SIGNALS)
-            while signal.sigtimedwait(write_leases.SIGNALS, 0) is not None:
-                pass  # one look serves all who have asked by now
+            write_leases.wait()
             self._let_go()
 
     def _let_go(self) -> None:

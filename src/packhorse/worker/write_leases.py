@@ -48,6 +48,13 @@ def most_open_files() -> int:
     return highest if soft == resource.RLIM_INFINITY else min(soft, highest)
 
 
+def wait() -> None:
+    """Until somebody wants a file. One look serves all who want one by then: a signal is left for none of them."""
+    signal.sigwait(SIGNALS)
+    while signal.sigtimedwait(SIGNALS, 0) is not None:
+        pass
+
+
 def wanted(descriptor: int) -> bool:
     """Whether somebody waits for the file (or the lease is no longer there)."""
     return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) != fcntl.F_WRLCK
