@@ -106,7 +106,8 @@ class Tree:
     def prepare(self, hold: Collection[bytes] = ()) -> None:
         """Create directories, large files at their size and empty files; then `put` can be called.
 
-        The paths `hold`, some of `holdable`, are created as well, get their mode and times now and are kept open in `held`.
+        The paths `hold`, some of `holdable`, are created as well, get their mode and times now and are kept open in
+        `held`.
         A leftover of anything else is removed.
         """
         if self._resumed is None:
@@ -198,13 +199,13 @@ class Tree:
         What `parts` raises is raised here; the frame can be put once more.
         """
         inside = self._members[number]
-        large = [member for member in inside if self._created(member.file)]
-        if len(large) < len(inside):
+        created = [member for member in inside if self._created(member.file)]
+        if len(created) < len(inside):
             raw = b"".join(parts)
             with self._creating:
                 self._put_small(inside, memoryview(raw))
             parts = [raw]
-        whole = self._put_large(large, parts) if large else ()
+        whole = self._put_into(created, parts) if created else ()
         with self._lock:
             if self._log >= 0:
                 os.write(self._log, number.to_bytes(4, "little"))
@@ -231,8 +232,8 @@ class Tree:
             finally:
                 os.close(descriptor)
 
-    def _put_large(self, inside: Sequence[Member], parts: Iterable[frames.Bytes]) -> list[bytes]:
-        """Pieces of large files, part by part as they come; returns the held files that are whole now."""
+    def _put_into(self, inside: Sequence[Member], parts: Iterable[frames.Bytes]) -> list[bytes]:
+        """Pieces of files that exist, part by part as they come; returns the held files that are whole now."""
         files = {member.file.path: member.file for member in inside}
         with contextlib.ExitStack() as opened:
             descriptors = {}
@@ -253,7 +254,7 @@ class Tree:
                         write_at(
                             descriptors[member.file.path], view[first - start : behind - start], first + shift
                         )
-                # Who looks at the file meanwhile sees the times that it will have, and by them it is known as one that
+                # Who looks at the file meanwhile sees the times that it will have. By them it is known as one that
                 # never arrived, should the rest of the frame not be what it must be.
                 for path in late:
                     os.utime(descriptors[path], ns=(files[path].mtime, files[path].mtime))
@@ -267,8 +268,8 @@ class Tree:
         return whole
 
     def finish(self) -> None:
-        """Give large files, links and directories what can only be given at the end. The journal stays, so that
-        a tree that could not be published is not brought again.
+        """Give links, directories and files of several frames what can only be given at the end. The journal stays, so
+        that a tree that could not be published is not brought again.
 
         Directories of a tree that is only a part stay open: its files are moved out of them.
         """
