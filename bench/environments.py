@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from blake3 import blake3
+
 import e2e
 
 if sys.version_info >= (3, 14):
@@ -112,7 +114,7 @@ def linked(tree: Path, root: Path) -> Path:
 
 @dataclass(frozen=True)
 class Change:
-    """What an upgrade changed: files below the tree, their bytes, and what these shrink to."""
+    """What changed: how many files, their bytes, and what these shrink to. `distribution` is "" where it is not one."""
 
     distribution: str
     files: int
@@ -140,6 +142,18 @@ def upgrade(tree: Path, size: int = 10_000_000) -> Change:
         new.replace(file)
         changed += content
     return Change(chosen, len(files), len(changed), compressed_size(bytes(changed)))
+
+
+def difference(tree: Path, other: Path) -> Change:
+    """The files of `other` whose content no file of `tree` has, in the order of their paths."""
+    known = {_digest(file) for file in regular_files(tree)}
+    files = [file for file in sorted(regular_files(other)) if _digest(file) not in known]
+    content = b"".join(file.read_bytes() for file in files)
+    return Change("", len(files), len(content), compressed_size(content))
+
+
+def _digest(file: Path) -> bytes:
+    return blake3().update_mmap(file).digest()
 
 
 def compressed_size(content: bytes) -> int:

@@ -30,11 +30,10 @@ import measure
 import networks
 from contenders import Place, Restorer, Saver
 from measure import BrokenError, Cost, Pipeline
-from results import Results, machine
+from results import FLOOR, Results, machine
 from setting import Setting, add_arguments, setting
 
 GROUPS = ("restore", "save", "floors", "workers")
-FLOOR = "floor: "
 
 
 class Bench:
@@ -50,7 +49,10 @@ class Bench:
         """Where each saver keeps the environment on the server that lives as long as this."""
         self.older: dict[str, str] = {}
         """The name of the state before the upgrade, for savers that have one."""
+        self.stored = 0
+        """Bytes that packhorse keeps of the environment."""
         self.change: environments.Change | None = None
+        self.saved_second = False
         self.everywhere = self.network is not None
         self._roots = 0
 
@@ -155,7 +157,8 @@ class Bench:
         if cost is None or not saver.again:
             return
         if saver.name.startswith("packhorse") and place.server is self.server:
-            self.older[saver.name] = json.loads(cost.output)["snapshot"]
+            told = json.loads(cost.output)
+            self.older[saver.name], self.stored = told["snapshot"], told["transferred_bytes"]
         save("save, nothing changed", saver.save(root, place.bucket), tree)
         self.change = environments.upgrade(tree)
         save("save an upgrade", saver.save(root, place.bucket), tree)
@@ -163,6 +166,7 @@ class Bench:
             other = self.new_root(self.prepared.second_tree)
             disks.read_all(environments.regular_files(other))
             save("save a second environment", saver.second(other, place.bucket), other / "packages")
+            self.saved_second = self.saved_second or counts
 
     # --- restoring ---
 
@@ -237,14 +241,13 @@ class Bench:
         """The parts of a restore alone: writing, fetching, decompressing."""
         place = self.places["packhorse push"]
         self.warm(place)
-        amount = self.results.median("restore", "packhorse pull", lambda cost: cost.moved) or 0
         self._floor(
             "fetch to nowhere",
             place,
             self.work,
             "fetch",
             "packs",
-            str(int(amount)),
+            str(self.stored),
             "--threads=8",
             counts=counts,
         )
@@ -411,13 +414,14 @@ def _report(arguments: argparse.Namespace, here: Setting, results: Results) -> N
     facts = {
         "machine": machine(),
         "disk": here.space.kind,
+        "network": here.network.title if here.network else "loopback",
+        "line": here.network is not None,
         "rounds": arguments.rounds,
         "versions": contenders.versions(),
     }
     if arguments.json:
-        print(json.dumps({**facts, **results.document()}, indent=1))
-        return
-    print(results.markdown(f"{FLOOR}fetch to nowhere" if here.network else ""))
+        arguments.json.write_text(json.dumps({**facts, **results.document()}, indent=1))
+    print(results.markdown(line=here.network is not None))
     print(f"- {', '.join(f'{name} {version}' for name, version in contenders.versions().items())}.")
     print(here.described(), flush=True)
 
@@ -446,6 +450,12 @@ def _measure(arguments: argparse.Namespace, here: Setting, results: Results) -> 
             f"The upgrade replaced {change.files:,} files of {change.distribution}, {change.size / 1e6:.1f} MB; "
             f"zstd -3 makes {change.compressed / 1e6:.2f} MB of them."
         )
+    if bench.saved_second:
+        more = environments.difference(bench.prepared.tree, bench.prepared.second_tree)
+        bench.results.note(
+            f"The second environment has {more.files:,} files that the first has nowhere, {more.size / 1e6:.1f} MB; "
+            f"zstd -3 makes {more.compressed / 1e6:.2f} MB of them."
+        )
     if "workers" in arguments.groups:
         bench.workers(rounds, unmeasured)
 
@@ -463,7 +473,7 @@ def _arguments() -> argparse.Namespace:
         help="instead of all that: a sixth of it, twice it, ten times the small files",
     )
     add("--only", type=_words, default=(), help="contenders with one of these words in their names")
-    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add("--json", type=Path, metavar="FILE", help="write all figures there as well")
     arguments = parser.parse_args()
     if arguments.groups is None:
         arguments.groups = GROUPS if arguments.network == "loopback" else ("restore", "floors")

@@ -1,17 +1,27 @@
-"""What was measured, and the table of it: medians, and ratios to packhorse within each round with their spread."""
+"""What was measured, and the table of it: medians, and ratios to packhorse within each round with their spread.
+
+Called with files that peers.py wrote by --json, prints the tables of all of them: one set for each line.
+"""
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import Cost
 
+FLOOR = "floor: "
+LINE = f"{FLOOR}fetch to nowhere"
+"""The contender that shows what a line can carry."""
 COLUMNS = [
     "contender", "seconds", "x packhorse", "CPU s", "server CPU s", "largest process, MB", "together, MB", "MB moved",
     "requests",
@@ -61,8 +71,8 @@ class Results:
         values = [value for cost in costs.values() if (value := figure(cost)) is not None]
         return statistics.median(values) if values else None
 
-    def markdown(self, line: str = "") -> str:
-        """All tasks, one table each. `line` is the contender that shows what the line can carry."""
+    def markdown(self, *, line: bool = False) -> str:
+        """All tasks, one table each. On a `line` with what of it each contender used."""
         columns = [*COLUMNS, *(["of the line, %"] if line else [])]
         parts = []
         for task in dict.fromkeys((*self.costs, *self.missing)):
@@ -79,7 +89,7 @@ class Results:
             for name, costs in contenders.items():
                 cells = _cells(costs, contenders[reference] if name != reference and reference else {})
                 if line:
-                    cells.append(spread(_shares(costs, contenders.get(line, {})), ".0f"))
+                    cells.append(spread(_shares(costs, contenders.get(LINE, {})), ".0f"))
                 if failures := self.failures.get(task, {}).get(name):
                     cells[0] += f" ({len(failures)} of {len(failures) + len(costs)} failed)"
                 if costs or failures:
@@ -91,7 +101,7 @@ class Results:
         return "\n".join(parts)
 
     def document(self) -> dict[str, Any]:
-        """Everything, for `--json`: sizes in bytes, times in seconds."""
+        """Everything, for `--json` and `read`: sizes in bytes, times in seconds."""
         return {
             "tasks": {
                 task: {
@@ -107,6 +117,25 @@ class Results:
             "missing": self.missing,
             "notes": self.notes,
         }
+
+    def read(self, document: Mapping[str, Any]) -> None:
+        """Add what another run wrote down by `document`. Its rounds are other rounds than those that are here."""
+        before = self.round
+        for task, contenders in document["tasks"].items():
+            for name, found in contenders.items():
+                self.add(task, name, found["command"], None)
+                for figures in found["rounds"]:
+                    cost = Cost(**{key: value for key, value in figures.items() if key != "round"})
+                    number = before + 1 + figures["round"]
+                    self.costs[task][name][number] = cost
+                    self.round = max(self.round, number)
+        for task, failures in document["failures"].items():
+            for name, said in failures.items():
+                self.failures.setdefault(task, {}).setdefault(name, []).extend(said)
+        for task, missing in document["missing"].items():
+            self.missing.setdefault(task, {}).update(missing)
+        for text in document["notes"]:
+            self.note(text)
 
 
 def _figures(cost: Cost) -> dict[str, Any]:
@@ -131,11 +160,15 @@ def _cells(rounds: Rounds, reference: Rounds) -> list[str]:
 
 
 def _shares(rounds: Rounds, line: Rounds) -> list[float]:
-    """Percent of the bytes a second that the line carried in the same round."""
+    """Percent of the bytes a second that the line carried in the same round.
+
+    The bytes are for all those that the plain fetch asked for. What was moved twice, after a fault or to be sure, is of no
+    use to anybody.
+    """
     return [
-        100 * (cost.moved / cost.seconds) / (plain.moved / plain.seconds)
+        100 * line[number].seconds / cost.seconds
         for number, cost in rounds.items()
-        if (plain := line.get(number)) and cost.moved and plain.moved
+        if number in line and cost.moved
     ]
 
 
@@ -164,3 +197,19 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
+
+
+def main() -> None:
+    """Print the tables of the files that are named."""
+    if len(sys.argv) < 2:
+        sys.exit("Name files that peers.py wrote by --json.")
+    by_line: dict[tuple[str, bool], Results] = {}
+    for name in sys.argv[1:]:
+        document = json.loads(Path(name).read_text())
+        by_line.setdefault((document["network"], document["line"]), Results()).read(document)
+    for (title, line), results in by_line.items():
+        print(f"### {title}\n\n{results.markdown(line=line)}\n")
+
+
+if __name__ == "__main__":
+    main()

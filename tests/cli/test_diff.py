@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,88 @@ def test_a_pack_that_is_missing_ends_with_4(
     store = Store(storage, seaweedfs.environ())
     store.delete([item.key for item in store.list("packs/")])
     assert "is missing from the store" in _json(packhorse, "diff", before, after, code=4)["error"]
+
+
+@pytest.mark.parametrize("record", ["sized.py," + "x" * 200_000, "nul.py\0,,\n", "\ud800.py,,\n"])
+def test_a_record_that_is_none_tells_nothing_and_breaks_nothing(
+    packhorse: Packhorse, root_path: Path, record: str
+) -> None:
+    packhorse("status")
+    info = root_path / "packages/module-1.dist-info"
+    info.mkdir()
+    (root_path / "packages/sized.py").write_text("x = 1\n")
+    (info / "RECORD").write_bytes(record.encode(errors="surrogatepass"))
+    before = _json(packhorse, "push")["snapshot"]
+    (root_path / "packages/sized.py").write_text("x = 2\n")
+    after = _json(packhorse, "push")["snapshot"]
+    for words in ((before, after), (before,)):
+        found = _json(packhorse, "diff", *words)
+        assert (found["distributions"], [each["path"] for each in found["paths"]]) == (
+            [],
+            ["packages/sized.py"],
+        )
+
+
+def test_a_record_of_the_root_that_leads_elsewhere_is_not_followed(
+    packhorse: Packhorse, root_path: Path, tmp_path: Path
+) -> None:
+    packhorse("status")
+    (root_path / "packages/file").write_text("")
+    pushed = _json(packhorse, "push")["snapshot"]
+    info = root_path / "packages/module-1.dist-info"
+    info.mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (info / "RECORD").symlink_to(tmp_path / "fifo")
+    (root_path / "packages/module.py").write_text("")
+    found = _json(packhorse, "diff", pushed, timeout=60)
+    assert [each["name"] for each in found["distributions"]] == ["module"]
+    assert [each["path"] for each in found["paths"]] == ["packages/module.py"]
+
+
+def test_the_record_of_a_distribution_called_as_the_directory_is_read_before_the_others(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    packhorse("status")
+    for name in ("early", "module", "late"):
+        _distribution(root_path, name, size=2_000_000)
+    before = _json(packhorse, "push")["snapshot"]
+    cached = root_path / "packages/module/__pycache__"
+    cached.mkdir()
+    (cached / "f0.cpython-311.pyc").write_bytes(b"")
+    found = _json(packhorse, "diff", before, _json(packhorse, "push")["snapshot"])
+    assert [(each["name"], _counts(each)) for each in found["distributions"]] == [("module", (1, 0, 0))]
+    assert 0 < found["transferred_bytes"] < 3_000_000, "one frame of three"
+
+
+def test_many_distributions_are_compared_in_256_mib(packhorse: Packhorse, root_path: Path) -> None:
+    packhorse("status")
+    for number in range(100):
+        _distribution(root_path, f"module{number}", size=3_500_000, random=False)
+    before = _json(packhorse, "push")["snapshot"]
+    (root_path / "packages/by-hand").write_text("in no RECORD, so that all are read")
+    after = _json(packhorse, "push")["snapshot"]
+    script = (
+        "import sys\nfrom packhorse.cli import packhorse\nfrom packhorse.watch import memory\n"
+        "packhorse(sys.argv[1:], standalone_mode=False)\nprint(memory.peak(), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "diff", "-q", "--json", before, after],
+        cwd=packhorse.directory, env=dict(packhorse.environ), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [each["path"] for each in json.loads(done.stdout)["paths"]] == ["packages/by-hand"]
+    assert int(done.stderr) < 256 << 20
+
+
+def _distribution(root_path: Path, name: str, *, size: int, random: bool = True) -> None:
+    """Files of 50 kB that are `size` bytes together, in a frame with their RECORD."""
+    directory, info = (root_path / "packages" / each for each in (name, f"{name}-1.dist-info"))
+    directory.mkdir()
+    info.mkdir()
+    for number in range(size // 50_000):
+        start = f"{name} {number}".encode()
+        (directory / f"f{number}.py").write_bytes(
+            os.urandom(50_000) if random else start + bytes(50_000 - len(start))
+        )
+    names = [f"{name}/{file.name}" for file in directory.iterdir()]
+    (info / "RECORD").write_text("".join(f"{each},,\n" for each in [*names, f"{name}-1.dist-info/RECORD"]))

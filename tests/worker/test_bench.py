@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import Packhorse
-from tests.install.index import Index
+from tests.install.index import Index, source, wheel
 from tests.servers import S3Server
 from tests.transfer.workers import persistent
 from tests.worker.conftest import alive, until
@@ -84,10 +84,11 @@ def test_each_step_begins_with_an_empty_root_and_is_told(
     bench: Bench, pushed: Path, packhorse: Packhorse
 ) -> None:
     steps = bench("--rounds", "2")["steps"]
-    assert list(steps) == ["pull", "start", "install"]
+    assert list(steps) == ["pull", "start", "install", "pip"]
     assert [list(step["phases"]) for step in steps.values()] == [
         ["restore"],
         ["restore", "command"],
+        ["install", "command"],
         ["install", "command"],
     ]
     for step in steps.values():
@@ -98,11 +99,13 @@ def test_each_step_begins_with_an_empty_root_and_is_told(
     for name in ("pull", "start"):
         assert 5_000_000 < steps[name]["fetched_bytes"] < 5_100_000
         assert 5_000_000 < steps[name]["disk_bytes"] < 5_500_000
-    assert steps["install"]["fetched_bytes"] is None
-    assert 3_000_000 < steps["install"]["disk_bytes"] < 3_500_000, "an installation brings no models"
+    for name in ("install", "pip"):
+        assert steps[name]["fetched_bytes"] is None
+        assert 3_000_000 < steps[name]["disk_bytes"] < 3_500_000, "an installation brings no models"
     table = packhorse("bench", "--no-install").stdout
     assert "restore, then the command" in table
     assert "import module" in table
+    assert "A plain pip takes" in packhorse("bench").stdout
 
 
 def test_the_root_and_the_store_stay_as_they_are(
@@ -119,14 +122,14 @@ def test_the_root_and_the_store_stay_as_they_are(
     assert (os.listdir(pushed / "tmp"), os.listdir(pushed / "build")) == ([], [])
 
 
-def test_the_command_runs_in_the_restored_environment_and_in_the_installed_one(
+def test_the_command_runs_in_the_restored_environment_and_in_the_installed_ones(
     bench: Bench, pushed: Path, tmp_path: Path
 ) -> None:
     says = f'import module, sys; open({str(tmp_path / "said")!r}, "a").write(module.__file__ + "\\n")'
     facts = bench("--", "python3", "-c", says)
     assert facts["command"] == ["python3", "-c", says]
     files = (tmp_path / "said").read_text().splitlines()
-    assert [Path(file).parts[-2:] for file in files] == [("packages", "module.py")] * 2
+    assert [Path(file).parts[-2:] for file in files] == [("packages", "module.py")] * 3
     assert all(file.startswith(str(pushed / "tmp")) for file in files)
 
 
@@ -144,7 +147,57 @@ def test_a_locked_environment_is_installed_as_it_was_locked(
 
     bench()
 
-    assert index.requests == ["module-1-py3-none-any.whl"]
+    assert index.requests == ["module-1-py3-none-any.whl"] * 2
+
+
+def test_pip_has_the_same_requirements_and_works_inside_the_root(
+    bench: Bench, packhorse: Packhorse, index: Index, tmp_path: Path, root_path: Path
+) -> None:
+    index.add("module", "2", {"module.py": ""})
+    project = source(tmp_path / "project")
+    with (project / "backend.py").open("a") as backend:
+        backend.write(
+            f"import tempfile; open({str(tmp_path / 'said')!r}, 'a').write(tempfile.mkdtemp() + '\\n')\n"
+        )
+    (tmp_path / "requirements.txt").write_text("-c constraints.txt\nmodule\n./project\n")
+    (tmp_path / "constraints.txt").write_text("module < 2\n")
+    (tmp_path / "packhorse.toml").write_text(
+        '[environment]\nrequirements = ["requirements.txt"]\nverify = ["module", "source"]\n'
+    )
+    for command in ("install", "push"):
+        assert packhorse(command).returncode == 0
+    index.requests.clear()
+    (tmp_path / "said").unlink()
+
+    steps = bench("--", "python3", "-c", "import module, source")["steps"]
+
+    assert list(steps) == ["pull", "start", "install", "pip"]
+    fetched = [file for file in index.requests if file.endswith(".whl")]
+    assert fetched == ["module-1-py3-none-any.whl"] * 2
+    places = (tmp_path / "said").read_text().splitlines()
+    by_pip = [place for place in places if "/0-pip/tmp/" in place]
+    assert by_pip
+    assert all(place.startswith(f"{root_path}/tmp/") for place in places)
+    assert ".cache" not in os.listdir(tmp_path / "home")
+
+
+def test_where_pip_alone_cannot_do_it_the_rest_is_told(
+    packhorse: Packhorse, pushed: Path, index: Index, tmp_path: Path
+) -> None:
+    fails = 'case "$PACKHORSE_ROOT" in *-pip) echo of pip alone; exit 3;; esac'
+    done = packhorse("bench", "--json", "--rounds", "2", "--", "sh", "-c", fails)
+    assert done.returncode == 0, done.stderr
+    assert [step["step"] for step in json.loads(done.stdout)["steps"]] == ["pull", "start", "install"]
+    assert "the plain pip is left out: " in done.stderr
+    assert "of pip alone" in done.stderr
+    extra = wheel(tmp_path, "extra", "1")
+    with (tmp_path / "packhorse.toml").open("a") as file:
+        file.write(f'[[environment.wheels]]\nname = "extra"\npath = "{extra.name}"\n')
+    for command in ("install", "push"):
+        assert packhorse(command).returncode == 0
+    done = packhorse("bench", "--json")
+    assert [step["step"] for step in json.loads(done.stdout)["steps"]] == ["pull", "start", "install"]
+    assert "`packhorse lock`" in done.stderr
 
 
 def test_the_last_run_is_shown_beside(bench: Bench, pushed: Path, packhorse: Packhorse) -> None:

@@ -37,7 +37,7 @@ COMMANDS = {
     "diff": "Show what changed between two snapshots.",
     "verify": "Check the files of the root against their digests.",
     "prune": "Delete from the store what no tag needs.",
-    "bench": "Measure a cold start here, restored and by a plain pip install.",
+    "bench": "Measure a cold start here, restored, installed anew and by a plain pip.",
     "demo": "Show the main job on a small environment and an embedded store.",
 }
 _HIDDEN = ("boot", "backup", "record")  # the processes that `run` and `profile` start

@@ -1,4 +1,4 @@
-"""`packhorse bench`: what a start costs on this worker, restored and installed anew."""
+"""`packhorse bench`: what a start costs on this worker, restored, installed anew and by a plain pip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rounds", type=click.IntRange(1, 100), default=1, show_default=True, help="How often each step is run."
 )
-@click.option("--no-install", is_flag=True, help="Leave out the installation.")
+@click.option("--no-install", is_flag=True, help="Leave out both installations.")
 @click.option("--gpu-price", type=click.FloatRange(0), help="US dollars for an hour of this worker.")
 @click.option(
     "--egress-price",
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 def command(
     rounds: int, no_install: bool, gpu_price: float | None, egress_price: float | None, words: tuple[str, ...]
 ) -> None:
-    """Measure a restore, a cold start (restore, then CMD) and an installation (then CMD), each on an empty root.
+    """Measure a restore, a cold start (restore, then CMD), an installation (then CMD) and the same by a plain
+    `pip install --target`, each on an empty root.
 
     Without CMD the first module of environment.verify is imported. Everything is written below the root's tmp/ and
     removed in the end; the root's packages and the store stay as they are.
@@ -66,6 +67,7 @@ _TITLES = {
     "pull": "restore",
     "start": "restore, then the command",
     "install": "install, then the command",
+    "pip": "pip install --target, then the command",
 }
 
 
@@ -92,9 +94,10 @@ def _text(result: BenchResult, rounds: int) -> str:
         when = datetime.fromtimestamp(max(dates), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         lines.append(f"LAST is an earlier run with this tag and command, the newest of {when}.")
     steps = {step.step: step for step in result.steps}
-    if "install" in steps and steps["start"].seconds:
-        times = steps["install"].seconds / steps["start"].seconds
-        lines.append(f"Installing takes {times:.1f} times as long as restoring, command included.")
+    for name, title in (("install", "Installing"), ("pip", "A plain pip")):
+        if name in steps and steps["start"].seconds:
+            times = steps[name].seconds / steps["start"].seconds
+            lines.append(f"{title} takes {times:.1f} times as long as restoring, command included.")
     return "\n".join(lines)
 
 

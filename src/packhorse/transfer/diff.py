@@ -6,6 +6,7 @@ installed projects") of the distributions that changed, to tell which file belon
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import posixpath
@@ -114,7 +115,7 @@ class _Content:
     side: Side
     items: dict[bytes, _Item]
     read: Callable[[Sequence[bytes]], dict[bytes, bytes]]
-    """The bytes of files, by path."""
+    """The bytes of files, by path, of those that can be read."""
     fetched: int = 0
     needs: Callable[[Mapping[bytes, _Item]], int] | None = None
     """The stored bytes that a root which holds other items has to fetch."""
@@ -268,8 +269,13 @@ def _root(setup: Setup, progress: Progress) -> _Content:
     def read(paths: Sequence[bytes]) -> dict[bytes, bytes]:
         content = {}
         for path in paths:
-            with open(os.path.join(local.base, path), "rb") as file:
-                content[path] = file.read()
+            # One that cannot be read, or is gone by now, tells nothing.
+            with contextlib.suppress(OSError):
+                descriptor = os.open(
+                    os.path.join(local.base, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                )
+                with open(descriptor, "rb") as file:
+                    content[path] = file.read()
         return content
 
     return _Content(side, items, read).count()
@@ -314,7 +320,8 @@ def _owners(a: _Content, b: _Content, changed: Collection[bytes]) -> dict[bytes,
     """The distribution that each changed path of `packages/` belongs to, as far as a RECORD names it.
 
     Read first are the RECORDs that differ; the others only where a path is named in none of those, since one
-    costs the frame of 1 to 4 MiB that it shares with its neighbours.
+    costs the frame of 1 to 4 MiB that it shares with its neighbours. Of these come first the ones of distributions
+    that are called as the directories in which such paths lie.
     """
     missing = {path for path in changed if path.startswith(PACKAGES)}
     owners: dict[bytes, str] = {}
@@ -332,27 +339,37 @@ def _owners(a: _Content, b: _Content, changed: Collection[bytes]) -> dict[bytes,
                 owners[path] = owner
                 missing.discard(path)
 
-    for content, differing in ((b, True), (a, True), (b, False)):
+    for content, differing, likely in ((b, True, None), (a, True, None), (b, False, True), (b, False, False)):
         if missing:
+            tops = {readable(_source(path).split(b"/")[1]) for path in missing}
+            called = {str(canonicalize_name(top.removesuffix(".py"))) for top in tops}
             records = {
                 record: name
                 for info, (name, _) in content.distributions.items()
-                if (record := info + b"/RECORD") in content.items and (record in changed) == differing
+                if (record := info + b"/RECORD") in content.items
+                and (record in changed) == differing
+                and likely in (None, name in called)
             }
             settle(content, records)
     return owners
 
 
 def _recorded(text: bytes) -> list[bytes]:
-    """The paths in a RECORD, as they lie in the root. pip writes those outside of site-packages, such as commands,
-    as relative to where it would have put that, and moves them to the top."""
+    """The paths in a RECORD, as they lie in the root; none where it is no such file.
+
+    pip writes those outside of site-packages, such as commands, as relative to where it would have put that, and moves
+    them to the top.
+    """
     paths = []
-    for row in csv.reader(text.decode(errors="surrogateescape").splitlines()):
-        if row and not row[0].startswith("/"):
-            path = posixpath.normpath(row[0])
-            while path.startswith("../"):
-                path = path[3:]
-            paths.append(PACKAGES + path.encode(errors="surrogateescape"))
+    try:
+        for row in csv.reader(text.decode(errors="surrogateescape").splitlines()):
+            if row and not row[0].startswith("/"):
+                path = posixpath.normpath(row[0])
+                while path.startswith("../"):
+                    path = path[3:]
+                paths.append(PACKAGES + path.encode(errors="surrogateescape"))
+    except csv.Error:  # a field longer than any path, or a NUL
+        return []
     return paths
 
 
@@ -408,30 +425,37 @@ def _read(
     chosen: Mapping[bytes, Winner],
     placed: Mapping[bytes, Placed],
 ) -> tuple[dict[bytes, bytes], int]:
-    """The bytes of stored files, and how many bytes were fetched for them. Each frame is fetched once and proven."""
-    wanted: dict[bytes, int] = {}
-    for winner in chosen.values():
-        if isinstance(winner.entry, File):
-            for number, _, _ in triples(winner.entry.pieces):
-                frame = manifests[winner.digest].frames[number]
-                wanted[frame.digest] = frame.length
+    """The bytes of stored files, and how many bytes were fetched for them. Each frame is fetched once and proven.
 
-    def bring(digest: bytes) -> bytes:
+    Of a frame is kept what these files have there: in memory are their bytes, and a whole frame for each thread.
+    """
+    lengths: dict[bytes, int] = {}
+    wanted: dict[bytes, list[tuple[bytes, int, int, int]]] = {}
+    """By frame: the file's path, where in it, where in the frame, and how many bytes."""
+    content: dict[bytes, bytearray] = {}
+    for path, winner in chosen.items():
+        if isinstance(winner.entry, File):
+            position = 0
+            for number, offset, length in triples(winner.entry.pieces):
+                frame = manifests[winner.digest].frames[number]
+                lengths[frame.digest] = frame.length
+                wanted.setdefault(frame.digest, []).append((path, position, offset, length))
+                position += length
+            content[path] = bytearray(position)
+
+    def bring(digest: bytes) -> None:
         at = placed[digest]
         try:
             [stored] = store.ranges(f"packs/{at.pack}", [(at.offset, at.length)])
         except NotFoundError as error:
             raise IntegrityError(f"The pack {at.pack[:12]} is missing from the store.", MEND) from error
-        return b"".join(frames.decompress(stored, at.codec, at.digest, digest, wanted[digest]))
+        raw = b"".join(frames.decompress(stored, at.codec, at.digest, digest, lengths[digest]))
+        for path, position, offset, length in wanted[digest]:
+            content[path][position : position + length] = raw[offset : offset + length]
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="diff") as pool:
-        raw = dict(zip(wanted, pool.map(bring, wanted)))
-    content = {}
-    for path, winner in chosen.items():
-        if isinstance(winner.entry, File):
-            own = manifests[winner.digest].frames
-            content[path] = b"".join(
-                raw[own[number].digest][offset : offset + length]
-                for number, offset, length in triples(winner.entry.pieces)
-            )
-    return content, sum(placed[digest].length for digest in wanted)
+        for _ in pool.map(bring, wanted):
+            pass
+    return {path: bytes(each) for path, each in content.items()}, sum(
+        placed[digest].length for digest in wanted
+    )

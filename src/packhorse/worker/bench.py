@@ -1,4 +1,4 @@
-"""Bench: what a start of this worker costs here, restored and installed anew, in time and money.
+"""Bench: what a start of this worker costs here, restored, installed anew and by a plain pip, in time and money.
 
 Promises that nothing is written but below the root's tmp/, which is removed in the end, and one line of history; that
 the root's packages and the store are left as they are; and that each step begins with an empty root.
@@ -20,7 +20,8 @@ import msgspec
 
 from packhorse import atomic, redirect, session
 from packhorse.errors import PackhorseError
-from packhorse.install.process import ended
+from packhorse.install import lock, pip, process
+from packhorse.install.log import without_credentials
 from packhorse.progress import Progress
 from packhorse.root import Root
 from packhorse.session import Session
@@ -35,6 +36,7 @@ _HISTORY = "bench.jsonl"
 _KEPT = 100
 """Runs that the history keeps."""
 _SHOWN = 15
+_LEFT_OUT = "the plain pip is left out"
 # What the worker would do beside starting: nothing of it may reach the store, and nothing be installed unasked.
 _RESTORE_ONLY = {
     "PACKHORSE_RUN_BACKUP": "[]",
@@ -69,7 +71,8 @@ class Step(msgspec.Struct):
     """One step. `seconds` is the median of `rounds`, and so is each phase."""
 
     step: str
-    """`pull` (restore), `start` (restore, then the command) or `install` (install, then the command)."""
+    """`pull` (restore), `start` (restore, then the command), `install` (install, then the command) or `pip` (the same
+    with a plain `pip install --target`)."""
     seconds: float
     rounds: list[float]
     phases: dict[str, float]
@@ -123,13 +126,22 @@ def bench(
     """Measure the steps, `rounds` times in turn. `flags` are those of this invocation, for packhorse's own processes;
     `command` is what a start ends with, by default the import of the first module of environment.verify.
 
-    Raises NoSuchSnapshotError, NoSpaceError before anything is fetched, and PackhorseError where a step fails.
+    Raises NoSuchSnapshotError, NoSpaceError before anything is fetched, and PackhorseError where a step fails. Where the
+    plain pip alone cannot do it, `warn` is told and that step left out.
     """
     config = setup.config
     target = find(setup.store, config.storage.tag, lambda: setup.interpreter, setup.fingerprint)
     install = install and config.environment.configured
     run = _Bench(setup, flags, command, progress)
-    steps = {"pull": run.pull, "start": run.start, **({"install": run.install} if install else {})}
+    steps = {"pull": run.pull, "start": run.start}
+    if install:
+        steps["install"] = run.install
+        if config.environment.wheels and not config.environment.lock:
+            warn(
+                f"{_LEFT_OUT}, which does not know how extra wheels are chosen; `packhorse lock` writes that down"
+            )
+        else:
+            steps["pip"] = run.plain_pip
     session.clean(setup.root)
     keep = _require_space(setup, target, rounds, install=install)
     if not keep:
@@ -139,13 +151,19 @@ def bench(
     took: dict[str, list[_Took]] = {name: [] for name in steps}
     with Session(setup.root) as own:
         for number in range(rounds):
-            for name, step in steps.items():
+            for name, step in list(steps.items()):
                 base = own.tmp / f"{number}-{name}"
                 progress.stage(f"round {number + 1} of {rounds}: {name}" if rounds > 1 else name)
                 # Not the writes of the step before are measured. Removed is all at the end: ext4 is slow to create
                 # files where many were removed in the last minutes.
                 os.sync()
-                took[name].append(step(own, base))
+                try:
+                    took[name].append(step(own, base))
+                except PackhorseError as error:
+                    if name != "pip":
+                        raise
+                    warn(f"{_LEFT_OUT}: {error.what}")
+                    del steps[name]
                 own.heartbeat()
                 if not keep:
                     atomic.remove_tree(base)
@@ -211,6 +229,39 @@ class _Bench:
         ran, _ = self._packhorse(own, base, "exec", command=self.command)
         return _Took({"install": installed, "command": ran}, None, usage(base).bytes)
 
+    def plain_pip(self, own: Session, base: Path) -> _Took:
+        """Install as people do without packhorse, with pip's temporary files on the root's disk, then start the command."""
+        setup, environment = self.setup, self.setup.config.environment
+        place = Root.open(base)
+        with Session(place) as inner:
+            environ = pip.pip_environ(inner, setup.environ)
+            words = [word for file in environment.requirements for word in ("--requirement", file)]
+            lines = list(environment.dependencies)
+            if environment.lock:
+                chosen = lock.chosen_by(environment.lock, lock.target(setup.interpreter, environ))
+                words, lines = ["--no-deps"], [each.requirement() for each in chosen]
+            given = inner.build / "requirements.txt"
+            given.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            said: list[str] = []
+            command = [
+                *(*pip.find(setup.interpreter, environ).words, "install", "--target", str(place.packages)),
+                *("--no-cache-dir", "--no-input", "--disable-pip-version-check", "--no-warn-script-location"),
+                *(*words, "--requirement", str(given)),
+            ]
+            started = time.monotonic()
+            done = process.run(
+                command,
+                environ=environ,
+                directory=setup.config.file.parent if setup.config.file else Path.cwd(),
+                on_line=lambda line: said.append(without_credentials(line)),
+                holding=own.descriptor,
+            )
+            installed = time.monotonic() - started
+        if done.code:
+            raise _failed("pip install", done.code, said)
+        ran, _ = self._packhorse(own, base, "exec", command=self.command)
+        return _Took({"install": installed, "command": ran}, None, usage(base).bytes)
+
     def _packhorse(
         self, own: Session, base: Path, *words: str, command: Sequence[str] = ()
     ) -> tuple[float, bytes]:
@@ -219,7 +270,7 @@ class _Bench:
         line = [sys.executable, "-c", OWN, *words, *self.flags, "--root", str(base)]
         with output.open("wb") as stdout, errors.open("wb") as stderr:
             started = time.monotonic()
-            with ended(
+            with process.ended(
                 subprocess.Popen(
                     [*line, "--", *command] if command else line,
                     env=self.environ,
@@ -230,24 +281,19 @@ class _Bench:
                         own.descriptor,
                     ),  # what it writes stays until it has ended, should this be killed
                 )
-            ) as process:
-                code = process.wait()
+            ) as running:
+                code = running.wait()
             seconds = time.monotonic() - started
         if code:
             shown = " ".join((f"packhorse {words[0]}", *(("--", shlex.join(command)) if command else ())))
-            raise _failed(shown, code, errors, output if command else None)
+            outputs = (errors, output) if command else (errors,)
+            said = [each.read_text(errors="backslashreplace") for each in outputs]
+            raise _failed(shown, code, "\n".join(said).splitlines())
         return seconds, output.read_bytes()
 
 
-def _failed(shown: str, code: int, *outputs: Path | None) -> PackhorseError:
-    lines = [
-        line
-        for output in outputs
-        if output is not None
-        for line in output.read_text(errors="backslashreplace").splitlines()
-        if line.strip()
-    ]
-    said = "\n".join(f"    {line}" for line in lines[-_SHOWN:])
+def _failed(shown: str, code: int, lines: Sequence[str]) -> PackhorseError:
+    said = "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-_SHOWN:])
     return PackhorseError(
         f"`{shown}` ended with exit code {code}. Its last lines were:\n{said}",
         "Make that work first; the benchmark runs it on an empty root, without a terminal.",
@@ -266,11 +312,11 @@ def _require_space(setup: Setup, target: Target, rounds: int, *, install: bool) 
         documents.decode_manifest(tags.get_manifest(setup.store, digest), "shared").bytes
         for _, digest in snapshot.shared
     )
-    # A wheel lies beside its files, and one may be nearly all.
+    # A wheel lies beside its files, and one may be nearly all; pip has all of them beside what it unpacks.
     installed = 2 * packages if install else 0
     setup.root.require_space(max(whole, installed) + MARGIN, "the largest step of the benchmark")
     disk = os.statvfs(setup.root.path)
-    return rounds * (2 * whole + installed) + MARGIN <= disk.f_bavail * disk.f_frsize
+    return rounds * (2 * whole + 2 * installed) + MARGIN <= disk.f_bavail * disk.f_frsize
 
 
 def _history(root: Root) -> list[_Record]:
