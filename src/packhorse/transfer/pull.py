@@ -396,16 +396,19 @@ class _Restore:
     def _record(self) -> None:
         shared = tuple(digest for _, digest in self.snapshot.shared)
         self.local.index.save()
-        self.local.record_synced(Synced(source_of(self.store, self.result.tag), tuple(self.snapshot.shared)))
-        self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
-        self.root.record(
-            msgspec.structs.replace(
-                self.state,
-                state="sparse" if self._late else "complete",
-                snapshot=self.result.snapshot,
-                shared=shared,
+        with self.root.recording():
+            self.local.record_synced(
+                Synced(source_of(self.store, self.result.tag), tuple(self.snapshot.shared))
             )
-        )
+            self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
+            self.root.record(
+                msgspec.structs.replace(
+                    self.state,
+                    state="sparse" if self._late else "complete",
+                    snapshot=self.result.snapshot,
+                    shared=shared,
+                )
+            )
         atomic.remove_tree(self.root.staging)
 
 
