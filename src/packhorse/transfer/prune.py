@@ -85,7 +85,7 @@ def prune(
     """
     run = _Prune(store, progress, keep or Keep(), live_share, limit, dry_run=dry_run)
     run.run()
-    run.result.seconds = time.monotonic() - run.started
+    run.result.seconds = condemned.clock() - run.started
     return run.result
 
 
@@ -106,7 +106,7 @@ class _Prune:
     ) -> None:
         self.store, self.progress, self.keep = store, progress, keep
         self.live_share, self.limit, self.dry_run = live_share, limit, dry_run
-        self.started = time.monotonic()
+        self.started = condemned.clock()
         self.result = PruneResult(dry_run=dry_run)
         self.bases: set[str] = set()
         """Manifests of which only the bytes are needed: others are stored by what differs from them. They are condemned

@@ -87,7 +87,7 @@ class _Push:
         self.level, self.threads = level, threads
         self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
         self.repair = repair
-        self.started = time.monotonic()
+        self.started = condemned.clock()
         self.condemned = condemned.marks(store)  # first of all: see there
         self.taken = condemned.packs(self.condemned)
         self.local = Local(root)
