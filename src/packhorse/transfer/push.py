@@ -97,8 +97,10 @@ class _Push:
         self.state = root.state()
         self.known: list[_Part] = []
         """The packages, if the tag turned out to have them already."""
-        everything = tags.read_tags(store)
+        listed, everything = tags.read_with_history(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
+        self.history = [entry for entry in shared_of(listed) if entry.tag == tag]
+        """All shared entries of the tag, also those that a fold replaced."""
         self.sent: dict[bytes, Placed] = {}
         self.mended: dict[str, Manifest] = {}
         """Listed shared manifests of which all frames were sent again, by their digests; `sent` tells where they lie."""
@@ -306,6 +308,8 @@ class _Push:
                 platform=part.manifest.platform,
                 partial=partial,
                 absorbs=tuple(gone.key for gone in part.absorbed),
+                replaced=len(self.history) if part.absorbed else 0,
+                history=tags.history(self.history) if part.absorbed else "",
             )
             self.store.put(entry.key, msgspec.json.encode(facts))
         if parts:
