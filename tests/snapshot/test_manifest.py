@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.snapshot.trees import manifests
 
-from packhorse.errors import IntegrityError
+from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import (
@@ -383,6 +385,40 @@ def test_bytes_made_to_break_the_reader_are_refused(raw: bytes) -> None:
         documents.decode_any_placement(
             _stored(raw.replace(b"\x02", b"\x01", 1), documents.PLACEMENT_MAGIC)[0]
         )
+
+
+@pytest.mark.parametrize(
+    ("field", "item"),
+    [
+        ("frames", b"\x92\xc4\x00\x00"),
+        ("entries", b"\x94\xa1l\xc4\x00\x00\xc4\x00"),
+        ("stamps", b"\xa0"),
+        ("stamped", b"\x00"),
+        ("packs", b"\xa0"),
+        ("places", b"\x95\x00\x00\x00\x00\xc4\x00"),
+    ],
+)
+def test_a_list_of_more_than_can_be_is_refused_before_it_takes_memory(field: str, item: bytes) -> None:
+    count = 3 * documents.MOST
+    listed = bytes((0xA0 + len(field),)) + field.encode() + b"\xdd" + count.to_bytes(4, "big") + item * count
+    tracemalloc.start()
+    try:
+        with pytest.raises(IntegrityError, match="lists more than 1,048,576 things") as refused:
+            if field in ("packs", "places"):
+                raw = b"\x83\xa6format\x01\xa8manifest\xc4\x00" + listed
+                documents.decode_any_placement(_stored(raw, documents.PLACEMENT_MAGIC)[0])
+            else:
+                _read(*_stored(b"\x83\xa6format\x02\xa4kind\xa8packages" + listed))
+        assert refused.value.exit_code == 4
+        # The document itself in its forms, and not much more.
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(listed) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_no_reader_would_take_is_not_written() -> None:
+    with pytest.raises(PackhorseError, match="more than a snapshot can have"):
+        documents.encode(Manifest(kind="packages", frames=(FRAME,) * (documents.MOST + 1)))
 
 
 # --- stored by what differs ---

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from pathlib import Path
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.servers import S3Server
+from tests.transfer.relay import Relay
 
 from packhorse.config import Storage
 from packhorse.errors import IntegrityError, NoSuchSnapshotError
+from packhorse.snapshot.frames import digest_of
+from packhorse.snapshot.manifest import Placement
 from packhorse.store import prices, tags
 from packhorse.store.objects import Listed, Store
-from packhorse.store.tags import EntryFacts, SnapshotFacts
+from packhorse.store.tags import EntryFacts, SnapshotFacts, TagEntry
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 
@@ -49,6 +56,7 @@ def test_an_entry_is_read_back_from_its_key(part: tags.Part, moment: int, kind: 
         f"tags/main/packages/{'1' * 14}-put-{DIGEST}-{DIGEST}-12345678/more",
         f"tags/main/packages/{'1' * 14}-future-{DIGEST}-{DIGEST}-12345678",
         f"tags/a/b/packages/{'1' * 14}-put-{DIGEST}-{DIGEST}-12345678",
+        "tags/main/packages/" + "\u0661" * 14 + f"-put-{DIGEST}-{DIGEST}-12345678",
     ],
 )
 def test_other_objects_are_no_entries(key: str) -> None:
@@ -58,8 +66,6 @@ def test_other_objects_are_no_entries(key: str) -> None:
 def test_what_a_fold_names_is_not_read_and_nothing_else(store: Store) -> None:
     entries = [tags.new_entry("main", "shared", DIGEST, f"{n:014d}") for n in range(1, 4)]
     fold = tags.new_entry("main", "shared", OTHER, f"{0:014d}", kind="fold")
-    import msgspec
-
     for entry in entries:
         store.put(entry.key, msgspec.json.encode(EntryFacts(snapshot="s")))
     store.put(
@@ -137,3 +143,139 @@ def test_the_price_is_that_of_the_provider_behind_the_endpoint(
 ) -> None:
     found = prices.price_of(storage, endpoint)
     assert (found.provider if found else None) == provider
+
+
+# --- what a hostile or broken store may hold ---
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"packages": "../../../../etc/passwd"},
+        {"packages": "../" + "a" * 61},
+        {"packages": "A" * 64},
+        {"packages": DIGEST + "\n"},
+        {"shared": [["1" * 14, "../../state.json"]]},
+        {"shared": [["1" * 14, DIGEST], ["../" + "1" * 11, DIGEST]]},
+        {"shared": [["\u0661" * 14, DIGEST]]},
+        {"shared": [["", DIGEST]]},
+    ],
+)
+def test_names_in_the_document_of_a_snapshot_are_digests_and_stamps(
+    store: Store, document: dict[str, object]
+) -> None:
+    body = msgspec.json.encode({"packages": "", "shared": [], "format": 1, **document})
+    name = digest_of(body).hex()
+    store.put(f"snapshots/{name}", body)
+    with pytest.raises(IntegrityError, match="corrupt") as refused:
+        tags.read_snapshot(store, name)
+    assert refused.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"packages":"\xff","snapshot":"\xff","shared":[],"format":1}',
+        b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"packages":"","format":1,"shared":[' + b'["",""],' * 2_200_000 + b'["",""]]}',
+        b"[]",
+        b"",
+    ],
+    ids=["no UTF-8", "deep nesting", "gigantic", "another type", "nothing"],
+)
+def test_bytes_made_to_break_the_reader_of_snapshots_and_entries_are_refused(
+    store: Store, body: bytes
+) -> None:
+    name = digest_of(body).hex()
+    store.put(f"snapshots/{name}", body)
+    with pytest.raises(IntegrityError):
+        tags.read_snapshot(store, name)
+    put = tags.new_entry("main", "shared", DIGEST, "1" * 14)
+    fold = tags.new_entry("main", "shared", DIGEST, "1" * 14, kind="fold")
+    for entry in (put, fold):
+        store.put(entry.key, body)
+    assert tags.entry_facts(store, [put, put]) == [EntryFacts()] * 2  # all that counts of it is in its key
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        tags.entry_facts(store, [fold])
+
+
+def test_the_newest_placement_counts_whatever_the_clock_of_an_earlier_writer_said(store: Store) -> None:
+    placement = Placement(manifest=bytes.fromhex(DIGEST), packs=(), frames=(), places=())
+    ahead = tags.stamp_after(int(time.time() * 1000) + 10 * 365 * 24 * 3600 * 1000, "")
+    store.put(f"placements/{DIGEST}/{ahead}-12345678", b"")
+    store.put(f"placements/{DIGEST}/0", b"no placement")
+    seen = {tags.newest_placement(store, DIGEST)}
+    for _ in range(3):
+        tags.put_placement(store, placement)
+        newest = tags.newest_placement(store, DIGEST)
+        assert newest not in seen
+        seen.add(newest)
+    store.put(f"placements/{DIGEST}/{0:014d}-12345678", b"")
+    tags.put_placement(store, placement)  # there is no earlier stamp
+    assert all(len(item.key.rpartition("/")[2]) in (1, 23) for item in store.list(f"placements/{DIGEST}/"))
+
+
+# --- folds of folds ---
+
+
+def _with_history(store: Store, folds: int) -> list[TagEntry]:
+    """The shared entries of a tag in which each fold replaced all that was there before: two puts and a fold."""
+    entries: list[TagEntry] = []
+    counting: list[TagEntry] = []
+    for _fold in range(folds):
+        for _ in range(2):
+            put = tags.new_entry("main", "shared", DIGEST, f"{90000 - len(entries):014d}")
+            store.put(put.key, b"{}")
+            entries.append(put)
+            counting.append(put)
+        fold = tags.new_entry("main", "shared", OTHER, f"{90000 - len(entries):014d}", kind="fold")
+        facts = EntryFacts(
+            absorbs=tuple(entry.key for entry in counting),
+            replaced=len(entries),
+            history=tags.history(entries),
+        )
+        store.put(fold.key, msgspec.json.encode(facts))
+        entries.append(fold)
+        counting = [fold]
+    return entries
+
+
+def _replaced(store: Store, entries: list[TagEntry]) -> set[TagEntry]:
+    """By all bodies."""
+    folds = [entry for entry in entries if entry.kind == "fold"]
+    absorbed = {key for facts in tags.entry_facts(store, folds) for key in facts.absorbs}
+    return {entry for entry in entries if entry.key in absorbed}
+
+
+def test_a_tag_with_much_history_is_read_with_few_requests(seaweedfs: S3Server) -> None:
+    where = Storage(url=f"s3://{seaweedfs.new_bucket()}", endpoint=seaweedfs.endpoint)
+    store = Store(where, seaweedfs.environ())
+    entries = _with_history(store, 40)
+    assert len(_replaced(store, entries)) == 119
+    with Relay(seaweedfs.endpoint) as relay:
+        far = Store(Storage(url=where.url, endpoint=relay.endpoint), seaweedfs.environ())
+        assert tags.read_tag(far, "main") == [entries[-1]]
+        assert len(relay.asked) <= 1 + 8
+        late = tags.new_entry("main", "shared", "c" * 64, entries[-2].stamp)
+        store.put(late.key, b"{}")
+        asked = len(relay.asked)
+        assert set(tags.read_tag(far, "main")) == {entries[-1], late}
+        assert len(relay.asked) - asked <= 1 + 8
+
+
+@settings(max_examples=30)
+@given(st.sets(st.integers(0, 35)), st.sets(st.integers(0, 36), max_size=3))
+def test_whatever_was_deleted_or_written_late_folds_replace_what_they_name(
+    gone: set[int], late: set[int]
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        store = Store(Storage(url=Path(directory).as_uri()), {})
+        entries = _with_history(store, 12)
+        store.delete([entries[number].key for number in gone])
+        left = [entry for number, entry in enumerate(entries) if number not in gone]
+        for number in late:
+            entry = tags.new_entry("main", "shared", "c" * 64, f"{90000 - number:014d}")
+            store.put(entry.key, b"{}")
+            left.append(entry)
+        assert set(tags.read_tag(store, "main")) == set(left) - _replaced(store, left)
+        assert tags.read_tags(store) == tags.read_tag(store, "main")

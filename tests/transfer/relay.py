@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 _CHUNK, _PART = 1 << 16, 1 << 18
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
 class Relay:
@@ -18,8 +20,9 @@ class Relay:
 
     Signatures hold, since the Host header is the server's own. `flip_after` turns one bit, once, of what the
     server sends, after that many bytes. Of the answers with a part of a pack the first `stall` stop in the middle for as
-    long as the relay lives, and every `break_every`th breaks off there. After `gone_after` bytes there is no server any
-    more.
+    long as the relay lives, and every `break_every`th and the first `break_first` break off there; all begin `delay`
+    seconds late. After `gone_after` bytes there is no server any more. The first `busy` requests for each range of a pack
+    are answered with 503 SlowDown.
     """
 
     def __init__(
@@ -29,10 +32,15 @@ class Relay:
         flip_after: int = 0,
         stall: int = 0,
         break_every: int = 0,
+        break_first: int = 0,
+        delay: float = 0.0,
         gone_after: int = 0,
+        busy: int = 0,
     ) -> None:
-        self.requested: list[str] = []
-        """The paths of all GET requests."""
+        self.asked: list[str] = []
+        """The methods and paths of all requests."""
+        self.ranges: dict[tuple[str, str], list[float]] = {}
+        """When (time.monotonic) each range of a pack was asked for, by path and range."""
         self.received = 0
         """The bytes that the server sent."""
         self.flipped = False
@@ -42,7 +50,8 @@ class Relay:
         """Requests for parts of packs that are on their way, and the most that were at a time."""
         self._flip_after = flip_after
         self._lock = threading.Lock()
-        self._stall, self._break_every, self._gone_after = stall, break_every, gone_after
+        self._stall, self._break_every, self._break_first = stall, break_every, break_first
+        self._gone_after, self._delay, self._busy = gone_after, delay, busy
         self._parts = 0
         self._ended = threading.Event()
         host = urlsplit(endpoint).netloc
@@ -51,22 +60,34 @@ class Relay:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
+            def _relay(self) -> None:
                 if relay._ended.is_set():
                     self.close_connection = True
                     return
-                with relay._lock:
-                    relay.requested.append(urlsplit(self.path).path)
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if relay._written_down(self.command, self.path, self.headers.get("Range", "")):
+                    self._refuse()
+                    return
                 connection = http.client.HTTPConnection(host, timeout=60)
-                connection.putrequest("GET", self.path, skip_host=True, skip_accept_encoding=True)
+                connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
                     connection.putheader(name, value)
-                connection.endheaders()
+                connection.endheaders(content or None)
                 answer = connection.getresponse()
-                is_part = "/packs/" in self.path and (answer.length or 0) > _PART
+                is_part = self.command == "GET" and "/packs/" in self.path and (answer.length or 0) > _PART
                 with relay._counted(is_part) as spoilt:
+                    if is_part:
+                        relay._ended.wait(relay._delay)
                     self._pass_on(answer, spoilt)
                 connection.close()
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _relay  # noqa: N815
+
+            def _refuse(self) -> None:
+                self.send_response(503)
+                self.send_header("Content-Length", str(len(_SLOW_DOWN)))
+                self.end_headers()
+                self.wfile.write(_SLOW_DOWN)
 
             def _pass_on(self, answer: http.client.HTTPResponse, spoilt: bool) -> None:
                 self.send_response(answer.status)
@@ -90,6 +111,22 @@ class Relay:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
+    @property
+    def requested(self) -> list[str]:
+        """The paths of all GET requests."""
+        return [path for method, _, path in (each.partition(" ") for each in self.asked) if method == "GET"]
+
+    def _written_down(self, method: str, path: str, wanted: str) -> bool:
+        """Whether the request is to be refused."""
+        path = urlsplit(path).path
+        with self._lock:
+            self.asked.append(f"{method} {path}")
+            if method != "GET" or "/packs/" not in path:
+                return False
+            times = self.ranges.setdefault((path, wanted), [])
+            times.append(time.monotonic())
+            return len(times) <= self._busy
+
     @contextlib.contextmanager
     def _counted(self, is_part: bool) -> Iterator[bool]:
         """While an answer is on its way; tells whether it is to be spoilt."""
@@ -98,7 +135,8 @@ class Relay:
             self.at_once += is_part
             self.most_at_once = max(self.most_at_once, self.at_once)
             spoilt = is_part and (
-                self._parts <= self._stall or (self._break_every > 0 and self._parts % self._break_every == 0)
+                self._parts <= max(self._stall, self._break_first)
+                or (self._break_every > 0 and self._parts % self._break_every == 0)
             )
         try:
             yield spoilt

@@ -21,8 +21,9 @@ from tests.transfer.relay import Relay
 from tests.transfer.workers import Worker, persistent, settle
 
 from packhorse.config import Storage
+from packhorse.errors import StorageError
 from packhorse.progress import Silent
-from packhorse.transfer import line, pace
+from packhorse.transfer import fetch, line, pace
 
 MIB = 1 << 20
 NOISE = random.Random(17)
@@ -81,6 +82,103 @@ def test_a_store_that_is_gone_for_good_ends_the_pull_with_6_and_what_came_is_kep
     assert here.names() == []
     assert here.pull().transferred_bytes < 60 * MIB
     assert persistent(here.path) == persistent(stored.path)
+
+
+def test_a_store_without_ranges_whose_answers_break_off_is_asked_again_for_what_is_left(
+    rclone_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = Storage(url=f"s3://{rclone_s3.new_bucket()}", endpoint=rclone_s3.endpoint)
+    worker = Worker(tmp_path / "first", where, rclone_s3.environ())
+    other = Worker(tmp_path / "second", where, rclone_s3.environ())
+    assert worker.root
+    for number in range(6):
+        worker.write(f"models/shard{number}", NOISE.randbytes(8 * MIB))
+    settle(worker.path / "models")
+    worker.push()
+    with Relay(rclone_s3.endpoint, break_first=8) as relay:  # after 7 in a row the client gives up by itself
+        _through(relay, other).pull(threads=1)
+        assert relay.broken == 8
+    assert persistent(other.path) == persistent(worker.path)
+    monkeypatch.setattr(fetch, "ATTEMPTS", 2)
+    with Relay(rclone_s3.endpoint, break_every=1) as relay:
+        third = Worker(tmp_path / "third", where, rclone_s3.environ())
+        with pytest.raises(StorageError) as broken:
+            _through(relay, third).pull(threads=1)
+        assert broken.value.exit_code == 6
+        assert max(len(times) for (_, wanted), times in relay.ranges.items() if not wanted) == 2
+
+
+# --- how often a store is asked ---
+
+
+@pytest.fixture(scope="module")
+def many(seaweedfs: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    """A worker with 96 frames of a MiB each, eight in a pack."""
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}", endpoint=seaweedfs.endpoint)
+    worker = Worker(tmp_path_factory.mktemp("many") / "root", storage, seaweedfs.environ())
+    assert worker.root
+    for number in range(96):
+        worker.write(f"models/shard{number:02}", NOISE.randbytes(MIB))
+    settle(worker.path / "models")
+    worker.push()
+    return worker
+
+
+def test_with_nothing_changed_a_push_asks_twice_and_a_pull_once(many: Worker) -> None:
+    with Relay(many.storage.endpoint) as relay:
+        far = _through(relay, many)
+        assert far.push().pushed == []
+        assert len(relay.asked) == 2, relay.asked
+        assert far.pull().pulled == []
+        assert len(relay.asked) == 3, relay.asked
+
+
+def test_neighbouring_frames_are_asked_for_together(many: Worker, tmp_path: Path) -> None:
+    with Relay(many.storage.endpoint) as relay:
+        here = _through(relay, Worker(tmp_path / "root", many.storage, many.environ))
+        here.pull(connections=2)
+    assert sum(map(len, relay.ranges.values())) <= 96 // 4
+    assert persistent(here.path) == persistent(many.path)
+
+
+def test_a_long_line_gets_more_requests_at_a_time(
+    many: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "BATCH", MIB)  # so that there are many requests
+    with Relay(many.storage.endpoint, delay=0.5) as relay:
+        _through(relay, Worker(tmp_path / "root", many.storage, many.environ)).pull()
+    # On loopback, where more bring nothing, it stays near the first number: that depends on what else the machine does.
+    assert relay.most_at_once >= 2 * pace.FIRST
+
+
+def test_a_store_that_asks_for_patience_gets_it(
+    many: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_PATIENCE", 60.0)  # nothing is asked for twice
+    monkeypatch.setattr(pace, "_FIRST_PATIENCE", 60.0)
+    with Relay(many.storage.endpoint, busy=2) as relay:
+        here = _through(relay, Worker(tmp_path / "root", many.storage, many.environ))
+        here.pull()
+    assert persistent(here.path) == persistent(many.path)
+    assert {len(times) for times in relay.ranges.values()} == {3}
+    pauses = [
+        later - before for times in relay.ranges.values() for before, later in itertools.pairwise(times)
+    ]
+    assert min(pauses) >= 0.15
+    second = [times[2] - times[1] for times in relay.ranges.values()]
+    assert max(second) - min(second) > 0.02, "all workers would come back at the same moment"
+
+
+def test_a_store_that_is_busy_for_good_ends_the_pull_with_6_and_is_asked_a_few_times(
+    many: Worker, tmp_path: Path, packhorse: Packhorse
+) -> None:
+    with Relay(many.storage.endpoint, busy=1000) as relay:
+        where = {**many.environ, "PACKHORSE_STORAGE_ENDPOINT": relay.endpoint}
+        flags = ["--root", str(tmp_path / "root"), "--store", many.storage.url]
+        done = packhorse("pull", "--json", *flags, env=where)
+    assert done.returncode == 6, done.stderr
+    assert "SlowDown" in json.loads(done.stdout)["error"]
+    assert sum(map(len, relay.ranges.values())) <= 7
 
 
 class _Blocking(Silent):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import packhorse.transfer.push as push_module
 from packhorse.config import Storage
+from packhorse.errors import IntegrityError
 from packhorse.install.interpreter import worker_interpreter
 from packhorse.progress import Silent
 from packhorse.root import Root
@@ -67,6 +69,27 @@ def test_many_backups_become_one_entry_with_the_same_content(
         assert (there / f"model{number}").read_bytes() == bytes([number]) * 1000
     assert save(root) == []
     assert save(Root.open(tmp_path / "another")) == []
+
+
+def test_of_thousands_of_folds_the_newest_tells_enough(
+    store: Store, save: Callable[[Root], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push_module, "LIMIT", 1)
+    root = Root.open(tmp_path / "root")
+    for number in range(14):
+        (root.models / f"model{number}").write_text(str(number))
+        assert save(root) == ["shared"]
+    folds = [entry for entry in tags.listed_entries(store.list("tags/main/shared/")) if entry.kind == "fold"]
+    assert len(folds) == 12
+    for fold in folds[8:]:
+        store.put(fold.key, b"so many are not asked for")
+    there = restored(store, tmp_path / "another").models
+    assert sorted(path.name for path in there.iterdir()) == sorted(f"model{number}" for number in range(14))
+    store.delete([folds[0].key])  # what the others find now is not what their writers found
+    late = tags.new_entry("main", "shared", folds[0].digest, folds[-1].stamp)
+    store.put(late.key, b"")
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        tags.read_tag(store, "main")
 
 
 def test_a_backup_made_while_another_folds_still_wins_over_what_was_folded(

@@ -22,10 +22,8 @@ from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
 from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot import frames
 from packhorse.snapshot.frames import LARGE_FILE
-from packhorse.snapshot.manifest import Placement
 from packhorse.snapshot.order import Opened, ranks
 from packhorse.store import tags
-from packhorse.store.objects import Store
 from packhorse.transfer.opening import Opening
 
 MIB = 1 << 20
@@ -602,12 +600,6 @@ def test_a_store_that_fails_after_the_start_leaves_a_partial_root(new_worker: Ne
     _complete(puller, pusher)
 
 
-def _place(store: Store, placement: Placement) -> None:
-    """From now on the frames of a manifest lie there."""
-    [newest, *_] = store.list(f"placements/{placement.manifest.hex()}/")
-    tags.put_placement(store, placement, newest.key.rpartition("/")[2].partition("-")[0])
-
-
 @pytest.mark.parametrize("what", ["packages", "models"])
 def test_a_frame_that_is_corrupt_when_its_file_is_full_leaves_nothing_that_looks_whole_or_changed_here(
     new_worker: NewWorker, what: str
@@ -622,14 +614,14 @@ def test_a_frame_that_is_corrupt_when_its_file_is_full_leaves_nothing_that_looks
     pusher.push()
     state = pusher.root.state()
     [placement] = tags.get_placements(pusher.store, [*filter(None, [state.manifest]), *state.shared])
-    _place(pusher.store, msgspec.structs.replace(placement, places=placement.places[::-1]))
+    tags.put_placement(pusher.store, msgspec.structs.replace(placement, places=placement.places[::-1]))
     holder = Holder("never")
     with pytest.raises(IntegrityError) as failed:
         opened(puller, holder, holder.release)
     assert failed.value.exit_code == 4
     assert holder.order == []
     assert puller.push(directories=SHARED).pushed == []
-    _place(pusher.store, placement)
+    tags.put_placement(pusher.store, placement)
     assert puller.pull().kept == []
     _complete(puller, pusher)
 

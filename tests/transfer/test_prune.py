@@ -318,9 +318,57 @@ def test_placements_that_count_no_more_and_dead_leases_go_after_two_days(new_wor
 
 
 def test_too_old_a_beginning_is_refused() -> None:
-    condemned.require_time(time.monotonic() - LIMIT + 60, "push")
+    condemned.require_time(condemned.clock() - LIMIT + 60, "push")
     with pytest.raises(PackhorseError, match="longer than 24 hours"):
-        condemned.require_time(time.monotonic() - LIMIT - 1, "push")
+        condemned.require_time(condemned.clock() - LIMIT - 1, "push")
+
+
+@pytest.fixture
+def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Has the machine sleep for more than a day: that clock goes on which counts sleep, and no other."""
+    slept = 0.0
+    awake = time.clock_gettime
+
+    def clock_gettime(clock: int) -> float:
+        return awake(clock) + (slept if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    def sleep() -> None:
+        nonlocal slept
+        slept += LIMIT + 1
+
+    monkeypatch.setattr(time, "clock_gettime", clock_gettime)
+    return sleep
+
+
+class _Asleep(Silent):
+    """Sleeps as soon as there is something to do."""
+
+    def __init__(self, sleep: Callable[[], None]) -> None:
+        self._sleep = sleep
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self._sleep()
+
+
+def test_a_push_that_slept_for_a_day_gives_up(new_worker: NewWorker, sleep: Callable[[], None]) -> None:
+    worker = new_worker()
+    assert worker.root
+    worker.write("models/weights", "weights")
+    with pytest.raises(PackhorseError, match="The push took longer than 24 hours"):
+        worker.push(progress=_Asleep(sleep))
+    assert tags.read_tag(worker.store, "main") == []
+    assert worker.push().pushed == ["shared"]
+
+
+def test_a_pull_that_slept_for_a_day_gives_up(any_worker: NewWorker, sleep: Callable[[], None]) -> None:
+    worker, other = any_worker("first"), any_worker("second")
+    assert worker.root
+    worker.write("models/weights", "weights")
+    worker.push()
+    with pytest.raises(PackhorseError, match="The pull took longer than 24 hours"):
+        other.pull(progress=_Asleep(sleep))
+    assert other.names() == []
+    assert other.pull().pulled == ["shared"]
 
 
 # --- repacking ---

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import Packhorse
@@ -23,6 +24,8 @@ from packhorse.errors import PackhorseError
 from packhorse.progress import Silent
 from packhorse.snapshot import manifest as documents
 from packhorse.store import tags
+from packhorse.store.objects import Store
+from packhorse.transfer.local import Local, source_of
 
 MB = 1_000_000
 NOISE = random.Random(5)
@@ -210,6 +213,60 @@ for number in range(int(rounds)):
     worker.push()
     print("pushed", flush=True)
 """
+
+
+class _StoreMeanwhile(Store):
+    """A store that does something, once, when the document of a snapshot has been put."""
+
+    action: Callable[[], object] | None = None
+
+    def put(self, key: str, content: Any) -> None:
+        super().put(key, content)
+        if key.startswith("snapshots/") and self.action is not None:
+            action, self.action = self.action, None
+            action()
+
+
+class _Interrupted(Worker):
+    """A worker whose push is interrupted shortly before its end."""
+
+    action: Callable[[], object] | None = None
+
+    @property
+    def store(self) -> Store:
+        store = _StoreMeanwhile(self.storage, self.environ)
+        store.action = self.action
+        return store
+
+
+def test_what_a_pull_records_while_a_push_comes_to_its_end_stays(new_worker: NewWorker) -> None:
+    other, here = new_worker("other"), new_worker("here")
+    assert other.root
+    assert here.root
+    other.write("models/theirs", "theirs")
+    theirs = other.push()
+    here.write("models/ours", "ours")
+    pusher = _Interrupted(here.path, here.storage)
+    pusher.action = lambda: here.pull(theirs.snapshot)
+    assert pusher.push().pushed == ["shared"]
+    assert here.names() == ["ours", "theirs"]
+    state = here.root.state()
+    assert state.state == "complete"
+    assert state.snapshot == theirs.snapshot
+    assert set(other.root.state().shared) < set(state.shared), "what was pulled and what was pushed"
+    synced = Local(here.root).synced()
+    assert [digest for _, digest in synced.manifests] == list(other.root.state().shared)
+    assert synced.source == source_of(here.store, "")
+    here.pull()
+    assert here.root.state().snapshot != theirs.snapshot
+    assert here.push().pushed == []
+
+
+@pytest.mark.timeout(60)
+def test_a_push_waits_for_nobody_who_writes_to_the_root(first: Worker) -> None:
+    with first.root.writing():  # as a pull does until its end, under a command that saves meanwhile
+        assert first.push().pushed == ["packages", "shared"]
+    assert first.push().pushed == []
 
 
 def test_workers_that_save_at_the_same_moment_lose_nothing(any_worker: NewWorker) -> None:

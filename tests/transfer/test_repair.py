@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
+
+from packhorse.store import tags
+from packhorse.store.tags import SnapshotFacts
 
 
 @pytest.fixture
@@ -100,6 +104,44 @@ def test_a_repair_mends_every_addition_to_the_shared_directories(
         pulled = packhorse("pull", each["snapshot"], "--root", str(tmp_path / str(number)), *filled[2:])
         assert pulled.returncode == 0, pulled.stderr
     assert (tmp_path / "0" / "models" / "more").read_bytes() == (root_path / "models" / "more").read_bytes()
+
+
+def test_a_repair_counts_though_the_clock_of_who_pushed_first_ran_ahead(
+    packhorse: Packhorse, root_path: Path, tmp_path: Path
+) -> None:
+    flags = ["--root", str(root_path), "--store", (tmp_path / "store").as_uri()]
+    packhorse("status", *flags)
+    text = "".join(f"VALUE_{number} = {number * number}\n" for number in range(9000))
+    (root_path / "packages" / "module.py").write_text(text)
+    (root_path / "models" / "vocabulary").write_text(text.lower())
+    assert packhorse("push", *flags).returncode == 0
+    ahead = tags.stamp_after(int(time.time() * 1000) + 7 * 24 * 3600 * 1000, "")
+    placements = [file for file in (tmp_path / "store" / "placements").rglob("*") if file.is_file()]
+    assert len(placements) == 2
+    for file in placements:
+        file.rename(file.with_name(ahead + file.name[14:]))
+    packs = list((tmp_path / "store" / "packs").iterdir())
+    for file in packs:
+        file.unlink()
+    mended = packhorse("push", "--repair", "--level", "19", *flags)
+    assert mended.returncode == 0, mended.stderr
+    assert not [file for file in packs if file.exists()], "the level does not change the names of the packs"
+    pulled = packhorse("pull", "--root", str(tmp_path / "another"), *flags[2:])
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "another" / "packages" / "module.py").read_text() == text
+    assert (tmp_path / "another" / "models" / "vocabulary").read_text() == text.lower()
+
+
+@pytest.mark.parametrize("name", ["../../../../../etc", "../" + "a" * 61])
+def test_a_snapshot_whose_document_leads_elsewhere_is_refused_with_4(
+    packhorse: Packhorse, filled: list[str], tmp_path: Path, name: str
+) -> None:
+    document = SnapshotFacts(packages=name, shared=())
+    (tmp_path / "store" / "snapshots" / document.id).write_bytes(document.encode())
+    pulled = packhorse("pull", document.id, "--root", str(tmp_path / "another"), *filled[2:])
+    assert pulled.returncode == 4, pulled.stderr
+    assert "is corrupt" in pulled.stderr
+    assert "fault of its own" not in pulled.stderr
 
 
 def test_a_repair_of_shared_files_alone_says_what_it_sent(

@@ -7,11 +7,11 @@ that cover their file and lie inside their frames. `docs/reference/format.md` de
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from packhorse.errors import MEND, IntegrityError
+from packhorse.errors import MEND, IntegrityError, PackhorseError
 from packhorse.root import SHARED
 from packhorse.snapshot.frames import (
     LARGE_FILE,
@@ -29,10 +29,18 @@ MANIFEST_MAGIC = b"packhorse-manifest\n"
 DELTA_MAGIC = b"packhorse-manifest-delta\n"
 PLACEMENT_MAGIC = b"packhorse-placement\n"
 _LARGEST_PACK = 1 << 40
+MOST = 1 << 20
+"""How many entries, frames, places and so on a document may list: more than fit into one of the largest size if they say
+anything. Empty ones would take a hundred times their bytes in memory."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the document they should be."""
 _LABEL = 256
 _WORTH = 8
 """A delta is stored where it is this much shorter than the raw bytes; a whole object is about half as long as those."""
 _SHARED = {name.encode() for name in SHARED}
+_D = TypeVar("_D", "Manifest", "Placement")
+_T = TypeVar("_T")
+_Many: TypeAlias = Annotated[tuple[_T, ...], msgspec.Meta(max_length=MOST)]
 
 PERMISSIONS = 0o777
 """The mode bits that snapshots keep; setuid, setgid and sticky are dropped."""
@@ -101,10 +109,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""
     soabi: str = ""
     platform: str = ""
-    frames: tuple[Frame, ...] = ()
-    entries: tuple[Entry, ...] = ()
-    stamps: tuple[str, ...] = ()
-    stamped: tuple[int, ...] = ()
+    frames: _Many[Frame] = ()
+    entries: _Many[Entry] = ()
+    stamps: _Many[str] = ()
+    stamped: _Many[int] = ()
 
     @property
     def bytes(self) -> int:
@@ -132,12 +140,9 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = PLACEMENT_FORMAT
     manifest: bytes
-    packs: tuple[str, ...]
-    frames: tuple[Frame, ...]
-    places: tuple[Place, ...]
-
-
-_D = TypeVar("_D", Manifest, Placement)
+    packs: _Many[str]
+    frames: _Many[Frame]
+    places: _Many[Place]
 
 
 class Encoded(NamedTuple):
@@ -158,7 +163,12 @@ class Encoded(NamedTuple):
 
 
 def encode(manifest: Manifest) -> Encoded:
-    """A manifest as bytes."""
+    """A manifest as bytes. Raises PackhorseError where no reader would take it."""
+    if max(len(manifest.entries), len(manifest.frames)) > MOST:
+        raise PackhorseError(
+            f"The list of files has {len(manifest.entries):,} entries, more than a snapshot can have.",
+            "Keep fewer files in the root: archives of small files are restored faster, too.",
+        )
     raw = msgspec.msgpack.encode(manifest)
     return Encoded(digest_of(raw).hex(), raw)
 
@@ -224,7 +234,7 @@ def decode_any_placement(stored: bytes) -> Placement:
         ):
             raise _malformed("a placement names a place that cannot be")
     for name in placement.packs:
-        if not _is_digest(name):
+        if not is_digest(name):
             raise _malformed("a placement names a pack that cannot be")
     return placement
 
@@ -247,7 +257,9 @@ def _decoded(raw: bytes, kind: type[_D], formats: tuple[int, ...]) -> _D:
                 "Install a newer packhorse.",
             )
         return msgspec.msgpack.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
+        if "of length <=" in str(error):
+            raise _malformed(f"a document lists more than {MOST:,} things of a kind") from error
         raise _malformed(f"a document cannot be read ({error})") from error
 
 
@@ -261,12 +273,12 @@ def _check(manifest: Manifest) -> None:
     for frame in manifest.frames:
         if not 0 < frame.length <= LARGEST_FRAME or len(frame.digest) != 32 or len(frame.gpus) > _LABEL:
             raise _malformed("a frame cannot be")
-    if manifest.fingerprint and not _is_digest(manifest.fingerprint):
+    if manifest.fingerprint and not is_digest(manifest.fingerprint):
         raise _malformed("a fingerprint cannot be")
     if (manifest.stamps or manifest.stamped) and (
         len(manifest.stamped) != len(manifest.entries)
         or any(not 0 <= number < len(manifest.stamps) for number in manifest.stamped)
-        or any(len(stamp) != 14 or not stamp.isdecimal() for stamp in manifest.stamps)
+        or not all(is_stamp(stamp) for stamp in manifest.stamps)
     ):
         raise _malformed("a fold does not say where its entries come from")
     directories = {b""}
@@ -314,8 +326,14 @@ def _check_pieces(file: File, lengths: Sequence[int]) -> None:
         raise _malformed("the pieces of a file are not as long as the file")
 
 
-def _is_digest(text: str) -> bool:
+def is_digest(text: str) -> bool:
+    """Whether this is a digest in hex."""
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def is_stamp(text: str) -> bool:
+    """Whether this is the inverted time of an entry of a tag."""
+    return len(text) == 14 and text.isascii() and text.isdecimal()
 
 
 def triples(pieces: tuple[int, ...]) -> zip[tuple[int, int, int]]:

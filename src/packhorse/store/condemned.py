@@ -65,10 +65,16 @@ def lift(store: Store, keys: Sequence[str]) -> None:
     store.delete([f"condemned/{key}" for key in keys])
 
 
+def clock() -> float:
+    """Seconds that nobody sets and that pass while the machine sleeps, too, as they do for the store (clock_gettime(2),
+    CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def require_time(started: float, what: str, limit: float = LIMIT) -> None:
-    """Raise PackhorseError where `what`, begun at `started` (time.monotonic), has taken longer than `limit` seconds:
-    what it relies on may be deleted from then on."""
-    if time.monotonic() - started > limit:
+    """Raise PackhorseError where `what`, begun at `started` (`clock`), has taken longer than `limit` seconds: what it
+    relies on may be deleted from then on."""
+    if clock() - started > limit:
         raise PackhorseError(
             f"The {what} took longer than {limit / 3600:g} hours, so what it relies on may be gone from the store.",
             f"Begin the {what} again.",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -77,23 +76,16 @@ class Store:
         with _told(self.url, key):
             obstore.put(self._objects, key, content, use_multipart=False)
 
-    def get(self, key: str) -> bytes:
-        """The content of a document. Raises NotFoundError, StorageError, IntegrityError where it is too large."""
+    def get(self, key: str, most: int = LARGEST_DOCUMENT) -> bytes:
+        """The content of a document. Raises NotFoundError, StorageError, IntegrityError where it has more than `most` bytes."""
         with _told(self.url, key):
             found = obstore.get(self._objects, key)
-            if found.meta["size"] > LARGEST_DOCUMENT:
+            if found.meta["size"] > most:
                 raise IntegrityError(
                     f"The object {key} of {self.url} is {found.meta['size'] / 1e6:,.0f} MB long, too long for a document.",
                     MEND,
                 )
             return bytes(found.bytes())
-
-    def get_many(self, keys: Sequence[str]) -> list[bytes]:
-        """The contents of several objects, fetched at the same time."""
-        if len(keys) < 2:
-            return [self.get(key) for key in keys]
-        with ThreadPoolExecutor(min(len(keys), 8)) as pool:
-            return list(pool.map(self.get, keys))
 
     def ranges(self, key: str, wanted: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
         """For each (offset, length) of `wanted`, which ascend, the bytes there.

@@ -19,6 +19,7 @@ import msgspec
 
 from packhorse import profile_name
 from packhorse.errors import StorageError
+from packhorse.snapshot.manifest import UNREADABLE
 from packhorse.snapshot.order import MOST_FILES, Opened
 from packhorse.store import tags
 from packhorse.store.objects import Listed, NotFoundError, Store
@@ -28,7 +29,7 @@ LARGEST = 256 << 10
 """Bytes of a stored profile; a reader takes no larger one."""
 KEPT = 2
 """Of each name: the newest, and the one that somebody may just be about to read."""
-_KEY = re.compile(rf"profiles/([^/]+)/({profile_name.PATTERN})/(\d{{14}})-[0-9a-f]{{8}}")
+_KEY = re.compile(rf"profiles/([^/]+)/({profile_name.PATTERN})/([0-9]{{14}})-[0-9a-f]{{8}}")
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -95,7 +96,7 @@ def read(store: Store, tag: str, name: str, warn: Callable[[str], None]) -> Prof
             profile = msgspec.msgpack.decode(store.get(each.listed.key), type=Profile)
         except NotFoundError:  # removed since it was listed
             continue
-        except msgspec.DecodeError:
+        except UNREADABLE:
             warn(f"the profile {each.listed.key} cannot be read and is ignored")
             continue
         if profile.format == FORMAT:

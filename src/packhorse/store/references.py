@@ -44,10 +44,9 @@ class References:
         if kind == "bases":
             return self._base(name)
         if kind == "manifests":
-            listed = self._listed.get(name) or self._store.list(f"placements/{name}/")
-            if not listed:
-                raise IntegrityError(f"The placement of {name[:12]} is missing from the store.", MEND)
-            return [listed[0].key, *self._base(name)]
+            listed = self._listed.get(name)
+            newest = listed[0].key if listed else tags.newest_placement(self._store, name)
+            return [newest, *self._base(name)]
         if kind == "placements":
             digest = name.partition("/")[0]
             placement = documents.decode_any_placement(self._store.get(key))

@@ -9,6 +9,7 @@ leave an entry, and every reader orders them alike.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import re
 import secrets
@@ -32,9 +33,13 @@ _BASES = 4
 """The longest chain of manifests that are stored by what differs; writers make chains of one."""
 _LAST = 10**14 - 1
 _ATTEMPTS = 5
+_LARGEST = 16 << 20
+"""Bytes of a snapshot's document and of an entry's body: enough for eighty thousand names."""
+_THREADS = 8
 _T = TypeVar("_T")
+_PLACEMENT = re.compile(r"placements/[0-9a-f]{64}/([0-9]{14})-[0-9a-f]{8}")
 _KEY = re.compile(
-    r"tags/([^/]+)/(packages|shared)/(\d{14})-(put|fold)-([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{8})"
+    r"tags/([^/]+)/(packages|shared)/([0-9]{14})-(put|fold)-([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{8})"
 )
 
 
@@ -72,6 +77,10 @@ class EntryFacts(msgspec.Struct, frozen=True):
     partial: bool = False
     """Written at a deadline: files were left out that had not been stored in time."""
     absorbs: tuple[str, ...] = ()
+    replaced: int = 0
+    """In a fold since which none of the shared entries of its tag counts that were there before: how many those are."""
+    history: str = ""
+    """Then also the digest over them, see `history`."""
 
 
 class CorruptSnapshotError(IntegrityError):
@@ -114,7 +123,17 @@ def read_tag(store: Store, tag: str) -> list[TagEntry]:
 
 def read_tags(store: Store) -> list[TagEntry]:
     """The entries of every tag, newest first, without those that a fold replaced."""
-    return steady(lambda: without_absorbed(store, listed_entries(store.list("tags/"))))
+    return read_with_history(store)[1]
+
+
+def read_with_history(store: Store) -> tuple[list[TagEntry], list[TagEntry]]:
+    """The entries of every tag, newest first: all of them, and those that no fold replaced."""
+
+    def read() -> tuple[list[TagEntry], list[TagEntry]]:
+        listed = listed_entries(store.list("tags/"))
+        return listed, without_absorbed(store, listed)
+
+    return steady(read)
 
 
 def steady(read: Callable[[], _T]) -> _T:
@@ -127,23 +146,52 @@ def steady(read: Callable[[], _T]) -> _T:
 
 
 def without_absorbed(store: Store, entries: Sequence[TagEntry]) -> list[TagEntry]:
-    """`entries` less those that a fold among them names."""
-    folds = [entry for entry in entries if entry.kind == "fold"]
-    absorbed = {key for facts in entry_facts(store, folds) for key in facts.absorbs}
+    """`entries`, which are ordered newest first, less those that a fold among them names."""
+    shared: dict[str, list[TagEntry]] = {}
+    for entry in shared_of(entries):
+        shared.setdefault(entry.tag, []).append(entry)
+    absorbed = {key for listed in shared.values() for key in _absorbed(store, listed)}
     return [entry for entry in entries if entry.key not in absorbed]
+
+
+def _absorbed(store: Store, listed: Sequence[TagEntry]) -> set[str]:
+    """The keys among the shared entries of a tag that a fold among them names.
+
+    Folds name each other, thousands in a tag with much history. The newest are asked first, and no more where one of
+    them tells that nothing before it counts.
+    """
+    folds = [number for number, entry in enumerate(listed) if entry.kind == "fold"]
+    stamps = [entry.stamp for entry in listed]
+    absorbed: set[str] = set()
+    for start in range(0, len(folds), _THREADS):
+        asked = folds[start : start + _THREADS]
+        for number, facts in zip(asked, entry_facts(store, [listed[number] for number in asked])):
+            absorbed.update(facts.absorbs)
+            first = bisect.bisect_right(stamps, stamps[number])
+            if facts.replaced == len(listed) - first and facts.history == history(listed[first:]):
+                return absorbed | {entry.key for entry in listed[first:]}
+    return absorbed
+
+
+def history(shared: Iterable[TagEntry]) -> str:
+    """The digest over the keys of shared entries. Who finds the same entries before a fold as its writer did, knows that
+    it, or a fold before it, replaced them all: one that was written meanwhile would make another digest."""
+    return digest_of("\n".join(sorted(entry.key for entry in shared)).encode()).hex()
 
 
 def entry_facts(store: Store, entries: Sequence[TagEntry]) -> list[EntryFacts]:
     """The bodies of tag entries. What counts of a push stands in its key, so one whose body cannot be read only tells
     nothing; raises IntegrityError for such a fold."""
-    bodies = store.get_many([entry.key for entry in entries])
-    return [_facts(entry, body) for entry, body in zip(entries, bodies)]
+    if len(entries) < 2:
+        return [_facts(store, entry) for entry in entries]
+    with ThreadPoolExecutor(min(len(entries), _THREADS)) as pool:
+        return list(pool.map(lambda entry: _facts(store, entry), entries))
 
 
-def _facts(entry: TagEntry, body: bytes) -> EntryFacts:
+def _facts(store: Store, entry: TagEntry) -> EntryFacts:
     try:
-        return msgspec.json.decode(body, type=EntryFacts)
-    except msgspec.DecodeError as error:
+        return msgspec.json.decode(store.get(entry.key, _LARGEST), type=EntryFacts)
+    except (IntegrityError, *documents.UNREADABLE) as error:
         if entry.kind == "put":
             return EntryFacts()
         raise IntegrityError(
@@ -190,16 +238,19 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
             many = f"{len(fitting)} snapshots begin" if fitting else "No snapshot begins"
             raise NoSuchSnapshotError(f"{many} with {snapshot}.", "`packhorse snapshots` lists them.")
         snapshot = fitting[0]
+    corrupt = CorruptSnapshotError(
+        f"The document of snapshot {snapshot[:12]} is corrupt.", "Use another snapshot."
+    )
     try:
-        body = store.get(f"snapshots/{snapshot}")
+        body = store.get(f"snapshots/{snapshot}", _LARGEST)
     except NotFoundError as error:
         raise NoSuchSnapshotError(
             f"There is no snapshot {snapshot[:12]}.", "`packhorse snapshots` lists them."
         ) from error
+    except IntegrityError as error:
+        raise corrupt from error
     if digest_of(body).hex() != snapshot:
-        raise CorruptSnapshotError(
-            f"The document of snapshot {snapshot[:12]} is corrupt.", "Use another snapshot."
-        )
+        raise corrupt
     try:
         facts = msgspec.json.decode(body, type=SnapshotFacts)
         if facts.format != SNAPSHOT_FORMAT:
@@ -207,11 +258,19 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
                 f"The snapshot {snapshot[:12]} is written in format {facts.format}, which this packhorse does not know.",
                 "Install a newer packhorse.",
             )
-        return facts
-    except msgspec.DecodeError as error:
+    except documents.UNREADABLE as error:
         raise IntegrityError(
             f"The document of snapshot {snapshot[:12]} cannot be read.", "It may need a newer packhorse."
         ) from error
+    if not _is_sane(facts):  # the names become paths and keys
+        raise corrupt
+    return facts
+
+
+def _is_sane(snapshot: SnapshotFacts) -> bool:
+    return (not snapshot.packages or documents.is_digest(snapshot.packages)) and all(
+        documents.is_stamp(stamp) and documents.is_digest(digest) for stamp, digest in snapshot.shared
+    )
 
 
 def stamp_after(moment: int, newest: str) -> str:
@@ -219,7 +278,7 @@ def stamp_after(moment: int, newest: str) -> str:
     inverted = _LAST - moment
     if newest:
         inverted = min(inverted, int(newest) - 1)
-    return f"{inverted:014d}"
+    return f"{max(inverted, 0):014d}"
 
 
 def new_entry(
@@ -292,35 +351,48 @@ def put_manifest(store: Store, manifest: Encoded, base: Encoded | None = None) -
 
 def get_placement(store: Store, manifest: Manifest, digest: str) -> Placement:
     """The newest placement of a manifest. Raises IntegrityError where there is none that fits."""
-    listed = store.list(f"placements/{digest}/")
+    return documents.decode_placement(store.get(newest_placement(store, digest)), manifest, digest)
+
+
+def newest_placement(store: Store, digest: str) -> str:
+    """The key of the placement of a manifest that counts. Raises IntegrityError where there is none."""
+    listed = _listed_placements(store, digest)
     if not listed:
         raise _missing("placement", digest)
-    return documents.decode_placement(store.get(listed[0].key), manifest, digest)
+    return listed[0]
+
+
+def _listed_placements(store: Store, digest: str) -> list[str]:
+    """The keys of the placements of a manifest, the one that counts first."""
+    keys = [item.key for item in store.list(f"placements/{digest}/")]
+    return [key for key in keys if _PLACEMENT.fullmatch(key)]
 
 
 def get_placements(store: Store, digests: Sequence[str]) -> list[Placement]:
     """The newest placements of several manifests, as far as they can be had: for dedup, where none is needed."""
 
     def newest(digest: str) -> list[Placement]:
-        listed = store.list(f"placements/{digest}/")
         try:
-            return [documents.decode_any_placement(store.get(listed[0].key))] if listed else []
+            return [documents.decode_any_placement(store.get(newest_placement(store, digest)))]
         except (IntegrityError, NotFoundError):
             return []
 
     if not digests:
         return []
-    with ThreadPoolExecutor(min(len(digests), 8)) as pool:
+    with ThreadPoolExecutor(min(len(digests), _THREADS)) as pool:
         return [placement for found in pool.map(newest, digests) for placement in found]
 
 
-def put_placement(store: Store, placement: Placement, newest: str = "") -> int:
-    """Store a placement; returns the store's time of it, in milliseconds, by which the tag's entry is stamped.
+def put_placement(store: Store, placement: Placement) -> int:
+    """Store a placement, which counts from now on; returns the store's time of it, in milliseconds, by which the tag's
+    entry is stamped.
 
-    The key's own stamp is by the local clock: it orders only placements of one manifest. It comes before `newest`,
-    the stamp of the one that counted until now.
+    The key's own stamp is by the local clock, but before all that are there: whoever wrote one may have had a clock that
+    ran ahead. It orders only placements of one manifest.
     """
     digest = placement.manifest.hex()
+    before = _listed_placements(store, digest)
+    newest = before[0].rpartition("/")[2][:14] if before else ""
     key = f"placements/{digest}/{stamp_after(int(time.time() * 1000), newest)}-{secrets.token_hex(4)}"
     store.put(key, documents.encode_placement(placement))
     return store.modified(key)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
@@ -18,8 +17,8 @@ from packhorse.progress import Progress
 from packhorse.snapshot import frames
 from packhorse.snapshot.order import UNCALLED
 from packhorse.store import condemned
-from packhorse.store.objects import NotFoundError, Store
-from packhorse.transfer.line import Arrived, Job, Line, Wanted, missing
+from packhorse.store.objects import NotFoundError, Store, UnreachableError
+from packhorse.transfer.line import ATTEMPTS, Arrived, Job, Line, Wanted, missing, pause
 from packhorse.watch import processors
 from packhorse.watch.memory import give_back, keep_freed
 
@@ -35,14 +34,17 @@ def fetch(
     threads: int | None = None,
     wanted: Wanted | None = None,
     prepare: Callable[[], None] = lambda: None,
+    began: float | None = None,
 ) -> int:
     """Bring every job's frame where it goes; returns the bytes requested.
 
     `prepare` is called once before anything is written, as a rule while the first bytes are on their way.
     `connections` and `threads` pin the number of requests at a time and of threads that write; without them both
     follow from the line and the processors. As many threads again write behind the work of other processes, where there
-    is something to be written so. Raises IntegrityError for what is not what its digest says, and StorageError.
+    is something to be written so. `began` is when the pull began, by `condemned.clock`; else it begins now. Raises
+    IntegrityError for what is not what its digest says, and StorageError.
     """
+    began = condemned.clock() if began is None else began
     waiting = sorted(jobs, key=lambda job: (job.rank, *_place(job)))
     if not waiting:
         prepare()
@@ -55,8 +57,8 @@ def fetch(
     writers = threads or min(processors.usable() + 1, WRITERS_MOST)
     if not ranged:
         prepare()
-        return _fetch_whole_packs(store, waiting, progress, writers)
-    line = Line(store, waiting, connections, writers, wanted or Wanted())
+        return _fetch_whole_packs(store, waiting, progress, writers, began)
+    line = Line(store, waiting, connections, writers, wanted or Wanted(), began)
     # A thread that has stepped back stays there, so it gets nothing that somebody waits for.
     queues = [line.called] * writers
     if waiting[-1].rank >= UNCALLED:
@@ -105,28 +107,38 @@ def _proven(job: Job, stored: frames.Bytes) -> Iterator[frames.Bytes]:
     return frames.decompress(stored, placed.codec, placed.digest, frame.digest, frame.length)
 
 
-def _fetch_whole_packs(store: Store, jobs: Sequence[Job], progress: Progress, threads: int) -> int:
-    """For a store that ignores ranges: each pack is streamed once, from its beginning to the last byte wanted."""
+def _fetch_whole_packs(
+    store: Store, jobs: Sequence[Job], progress: Progress, threads: int, began: float
+) -> int:
+    """For a store that ignores ranges: each pack is streamed from its beginning to the last byte wanted, once, and
+    again for what is left where the stream breaks off."""
     stop = threading.Event()
-    started = time.monotonic()
     packs = [
         list(inside) for _, inside in itertools.groupby(sorted(jobs, key=_place), key=lambda job: job.key)
     ]
 
     def bring(inside: Sequence[Job]) -> int:
-        condemned.require_time(started, "pull")
         wanted: dict[tuple[int, int], list[Job]] = {}
         for job in inside:
             wanted.setdefault((job.placed.offset, job.placed.length), []).append(job)
-        try:
-            for span, stored in zip(wanted, store.ranges(inside[0].key, list(wanted))):
-                for job in wanted[span]:
-                    if stop.is_set():
-                        return 0
-                    _put(store, job, stored, progress)
-        except NotFoundError as error:
-            raise missing(inside[0]) from error
-        return max(map(sum, wanted)) - min(wanted)[0]
+        size = max(map(sum, wanted)) - min(wanted)[0]
+        for attempt in itertools.count(1):
+            condemned.require_time(began, "pull")
+            try:
+                spans = list(wanted)
+                for span, stored in zip(spans, store.ranges(inside[0].key, spans)):
+                    for job in wanted[span]:
+                        if stop.is_set():
+                            return 0
+                        _put(store, job, stored, progress)
+                    del wanted[span]
+                break
+            except NotFoundError as error:
+                raise missing(inside[0]) from error
+            except UnreachableError:
+                if attempt == ATTEMPTS or stop.wait(pause(attempt)):
+                    raise
+        return size
 
     with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
         futures = [pool.submit(bring, inside) for inside in packs]

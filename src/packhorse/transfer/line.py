@@ -126,14 +126,21 @@ class Line:
     """The requests on their way to the store. `ask` is the only thing that runs in its thread."""
 
     def __init__(
-        self, store: Store, jobs: Iterable[Job], connections: int | None, writers: int, wanted: Wanted
+        self,
+        store: Store,
+        jobs: Iterable[Job],
+        connections: int | None,
+        writers: int,
+        wanted: Wanted,
+        began: float,
     ) -> None:
+        """`began` is when what needs these jobs began, by `condemned.clock`."""
         self.called: Arrived = queue.SimpleQueue()
         self.uncalled: Arrived = queue.SimpleQueue()
         """What arrived, by `Batch.called`."""
         self.bytes = 0
         self._store, self._writers = store, writers
-        self._started = time.monotonic()
+        self._began = began
         self._pending = deque(jobs)
         self._urgent: deque[Job] = deque()
         self._wanted = wanted
@@ -199,7 +206,7 @@ class Line:
         return bool(self._pending or self._urgent or self._again or self._active)
 
     def _ask(self) -> None:
-        condemned.require_time(self._started, "pull")
+        condemned.require_time(self._began, "pull")
         self._prefer()
         while len(self._active) < self._pace.limit and (batch := self._next()):
             with self._lock:
@@ -297,7 +304,7 @@ class Line:
             raise error
         with self._lock:
             self._held -= batch.size
-        self._again.append((now + random.uniform(0.1, 0.3) * 2**batch.attempts, batch))  # noqa: S311
+        self._again.append((now + pause(batch.attempts), batch))
 
     def _ask_again(self) -> None:
         """Ask once more for what is overdue, beside the request that may still answer: the first to come counts.
@@ -346,6 +353,11 @@ def _take(jobs: deque[Job], most: int) -> Batch:
         batch.jobs.append(jobs.popleft())
         batch.end = end
     return batch
+
+
+def pause(attempts: int) -> float:
+    """Seconds to wait after so many requests that broke off: longer each time, and not the same for all workers."""
+    return random.uniform(0.1, 0.3) * (1 << attempts)  # noqa: S311
 
 
 def _wish(job: Job) -> tuple[int, int]:

@@ -36,7 +36,7 @@ _BATCH = 100
 _KINDS = ("manifests", "packs", "snapshots")
 """In the order in which they are condemned: a snapshot after the manifests that it names."""
 _OBJECT = re.compile(r"(?:packs|manifests|snapshots)/[0-9a-f]{64}")
-_PLACEMENT = re.compile(r"placements/([0-9a-f]{64})/(\d{14})-[0-9a-f]{8}")
+_PLACEMENT = re.compile(r"placements/([0-9a-f]{64})/([0-9]{14})-[0-9a-f]{8}")
 _LEASE = re.compile(r"(leases/[^/]+/[0-9a-f]{16})\.\w+")
 
 
@@ -85,7 +85,7 @@ def prune(
     """
     run = _Prune(store, progress, keep or Keep(), live_share, limit, dry_run=dry_run)
     run.run()
-    run.result.seconds = time.monotonic() - run.started
+    run.result.seconds = condemned.clock() - run.started
     return run.result
 
 
@@ -106,7 +106,7 @@ class _Prune:
     ) -> None:
         self.store, self.progress, self.keep = store, progress, keep
         self.live_share, self.limit, self.dry_run = live_share, limit, dry_run
-        self.started = time.monotonic()
+        self.started = condemned.clock()
         self.result = PruneResult(dry_run=dry_run)
         self.bases: set[str] = set()
         """Manifests of which only the bytes are needed: others are stored by what differs from them. They are condemned
@@ -194,10 +194,7 @@ class _Prune:
         """As a push does it, and in its order."""
         if self.dry_run:
             return
-        digest = each.clear.encoded.digest
-        listed = self.placements.get(digest)
-        newest = listed[0].key.rpartition("/")[2][:14] if listed else ""
-        tags.put_placement(self.store, self.references.placements[digest], newest)
+        tags.put_placement(self.store, self.references.placements[each.clear.encoded.digest])
         tags.put_manifest(self.store, each.clear.encoded)
         self.store.put(f"snapshots/{each.snapshot.id}", each.snapshot.encode())
         condemned.require_time(self.started, "prune")
@@ -301,8 +298,7 @@ class _Prune:
 
     def _replace(self, digest: str, placement: Placement) -> None:
         condemned.require_time(self.started, "prune")
-        listed = self.store.list(f"placements/{digest}/")
-        tags.put_placement(self.store, placement, listed[0].key.rpartition("/")[2][:14] if listed else "")
+        tags.put_placement(self.store, placement)
         self.references.placements[digest] = placement
 
     # --- condemning and deleting ---

@@ -26,7 +26,7 @@ from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_bytes
 from packhorse.snapshot.scan import readable, signature_of
 from packhorse.snapshot.writer import Placed, placed_by
-from packhorse.store import tags
+from packhorse.store import condemned, tags
 from packhorse.store.objects import Store
 from packhorse.store.tags import SnapshotFacts
 from packhorse.transfer import arriving
@@ -104,10 +104,10 @@ def pull(
     packages are for another Python or platform, or are in use by a running command. `connections` and `threads` are
     those of `fetch`.
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), condemned.clock()
     with root.writing(waiting):
         arriving.remove(root)
-        line = partial(fetch, store, progress=progress, connections=connections, threads=threads)
+        line = partial(fetch, store, progress=progress, connections=connections, threads=threads, began=began)
         restore = _Restore(root, store, target, interpreter, progress, line, gpus, only, opening)
         result = restore.run()
     result.seconds = time.monotonic() - started
@@ -396,16 +396,19 @@ class _Restore:
     def _record(self) -> None:
         shared = tuple(digest for _, digest in self.snapshot.shared)
         self.local.index.save()
-        self.local.record_synced(Synced(source_of(self.store, self.result.tag), tuple(self.snapshot.shared)))
-        self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
-        self.root.record(
-            msgspec.structs.replace(
-                self.state,
-                state="sparse" if self._late else "complete",
-                snapshot=self.result.snapshot,
-                shared=shared,
+        with self.root.recording():
+            self.local.record_synced(
+                Synced(source_of(self.store, self.result.tag), tuple(self.snapshot.shared))
             )
-        )
+            self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
+            self.root.record(
+                msgspec.structs.replace(
+                    self.state,
+                    state="sparse" if self._late else "complete",
+                    snapshot=self.result.snapshot,
+                    shared=shared,
+                )
+            )
         atomic.remove_tree(self.root.staging)
 
 

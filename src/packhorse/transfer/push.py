@@ -87,18 +87,20 @@ class _Push:
         self.level, self.threads = level, threads
         self.root, self.store, self.tag, self.progress, self.warn = root, store, tag, progress, warn
         self.repair = repair
-        self.started = time.monotonic()
+        self.started = condemned.clock()
         self.condemned = condemned.marks(store)  # first of all: see there
         self.taken = condemned.packs(self.condemned)
         self.local = Local(root)
         self.source = source_of(store, tag)
-        self.synced: bool | None = None
-        """Whether the shared directories were last brought together with this tag; None while nobody asked."""
+        self.synced: Synced | None = None
+        """What the shared directories were last brought together with; None while nobody asked."""
         self.state = root.state()
         self.known: list[_Part] = []
         """The packages, if the tag turned out to have them already."""
-        everything = tags.read_tags(store)
+        listed, everything = tags.read_with_history(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
+        self.history = [entry for entry in shared_of(listed) if entry.tag == tag]
+        """All shared entries of the tag, also those that a fold replaced."""
         self.sent: dict[bytes, Placed] = {}
         self.mended: dict[str, Manifest] = {}
         """Listed shared manifests of which all frames were sent again, by their digests; `sent` tells where they lie."""
@@ -191,14 +193,15 @@ class _Push:
         base = os.fsencode(self.root.path)
         found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
         found = arriving.without(self.root, found)
-        self.synced = self.local.synced().source == self.source
+        self.synced = self.local.synced()
         listed = shared_of(self.mine)
         manifests = {
             entry.digest: self.local.manifest(self.store, entry.digest, "shared") for entry in listed
         }
         present = union((entry.stamp, entry.digest, manifests[entry.digest]) for entry in listed)
         folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
-        new = changed_paths(found, present, self.local, synced=self.synced)
+        synced = self.synced.source == self.source
+        new = changed_paths(found, present, self.local, synced=synced)
         if self.repair:
             for digest in manifests:
                 self.store.put(f"manifests/{digest}", self.local.bytes_of(self.store, digest).whole)
@@ -305,16 +308,24 @@ class _Push:
                 platform=part.manifest.platform,
                 partial=partial,
                 absorbs=tuple(gone.key for gone in part.absorbed),
+                replaced=len(self.history) if part.absorbed else 0,
+                history=tags.history(self.history) if part.absorbed else "",
             )
             self.store.put(entry.key, msgspec.json.encode(facts))
         if parts:
             self._name_what_others_added(together, state.fingerprint)
         self.local.index.save()
-        if self.synced is not None:
-            shared = [(entry.stamp, entry.digest) for entry in shared_of(together)]
-            held = tuple(each for each in shared if each[1] in state.shared)
-            self.local.record_synced(Synced(self.source, held))
-        self.root.record(msgspec.structs.replace(state, snapshot=snapshot.id))
+        with self.root.recording():
+            # A pull may have ended since this push began: what it recorded stays.
+            present = self.root.state()
+            state = _state_after(present, [*parts, *self.known])
+            if present == self.state:
+                state = msgspec.structs.replace(state, snapshot=snapshot.id)
+            if self.synced is not None and self.synced == self.local.synced():
+                shared = [(entry.stamp, entry.digest) for entry in shared_of(together)]
+                held = tuple(each for each in shared if each[1] in state.shared)
+                self.local.record_synced(Synced(self.source, held))
+            self.root.record(state)
         self.result.snapshot = snapshot.id if together else ""
         self.result.pushed = [part.part for part in parts if not part.absorbed]
 
@@ -434,7 +445,7 @@ def _state_after(state: State, parts: Sequence[_Part]) -> State:
         if part.part == "packages":
             state = msgspec.structs.replace(
                 state,
-                state="sparse" if state.gpus else "complete",
+                state=state.state if state.state == "partial" else "sparse" if state.gpus else "complete",
                 manifest=part.digest,
                 fingerprint=part.manifest.fingerprint,
                 soabi=part.manifest.soabi,
