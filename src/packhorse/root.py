@@ -7,7 +7,6 @@ after a crash finds the old environment or the new one. Knows neither stores nor
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -19,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import ConfigError, NoSpaceError, PackhorseError
+from packhorse.errors import ConfigError, NoSpaceError, PackhorseError, is_full
 
 SHARED = ("pip", "models", "deps")
 PERSISTENT = ("packages", *SHARED)
@@ -295,7 +294,7 @@ def refuse_foreign_links(path: Path) -> None:
 
 
 def _cannot_create(path: Path, error: OSError) -> PackhorseError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return NoSpaceError(
             f"The disk of {path} is full.", "Free some space, or choose another root with --root."
         )

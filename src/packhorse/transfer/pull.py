@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import NoSuchSnapshotError, PackhorseError
+from packhorse.errors import NoSuchSnapshotError, PackhorseError, is_full
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
@@ -183,7 +183,10 @@ class _Restore:
                 self._start()
                 if packages is not None:
                     self.root.remove_retired()
-        except BaseException:
+        except BaseException as error:
+            if is_full(error):
+                # Of what was staged. Without that there is room to record, and to use, what was there before.
+                atomic.remove_tree(self.root.staging)
             # Until the exchange, or the first shared file that is there without its bytes, what was there before is as
             # whole as it was.
             self.root.record(self.state)
