@@ -66,6 +66,7 @@ class Root:
         self.staging = self.private / "next"
         self.retired = self.private / "previous"
         self.site = self.private / "site"
+        self.index = self.private / "index"
 
     @classmethod
     def open(cls, path: Path) -> Root:
@@ -245,6 +246,11 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         return f"unknown-{time.time_ns()}"  # never equal: everything is checked again
+
+
+def flushed_file(index: Path) -> Path:
+    """Where it stands what the disk has of that of which an index tells."""
+    return index.with_name(index.name + ".flushed")
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
