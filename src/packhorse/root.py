@@ -223,14 +223,26 @@ class Root:
 
     # --- space ---
 
-    def require_space(self, needed: int, purpose: str) -> None:
-        """Raise NoSpaceError unless `needed` bytes are free on the root's disk; `purpose` completes the sentence."""
+    @property
+    def block(self) -> int:
+        """The bytes that a small file takes on the root's disk, or fewer: some network file systems count in units that are
+        larger than what they give out."""
+        return min(os.statvfs(self.path).f_frsize, 4096) or 4096
+
+    def require_space(self, needed: int, purpose: str, inodes: int = 0) -> None:
+        """Raise NoSpaceError unless `needed` bytes and `inodes` are free on the root's disk; `purpose` completes the
+        sentence."""
         usage = os.statvfs(self.path)
         free = usage.f_bavail * usage.f_frsize
         if needed > free:
             raise NoSpaceError(
                 f"{self.path} has {free / 1e6:,.0f} MB free, but {purpose} needs {needed / 1e6:,.0f} MB.",
                 "Free some space, or choose a root on a larger disk with --root.",
+            )
+        if inodes > usage.f_favail and usage.f_files:  # without a limit all of these are 0
+            raise NoSpaceError(
+                f"{self.path} has room for {usage.f_favail:,} more files, but {purpose} needs {inodes:,}.",
+                "Remove some files, or choose a root on another disk with --root.",
             )
 
     @cached_property

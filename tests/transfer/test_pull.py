@@ -480,6 +480,38 @@ def test_too_small_a_disk_is_found_out_before_anything_is_written(
     assert done.packages == []
 
 
+@pytest.mark.namespaces
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (f"size={500 * MB},nr_inodes=4000", "more files, but the snapshot needs"),
+        (f"size={90 * MB}", "MB free, but the snapshot needs"),
+    ],
+    ids=["inodes", "blocks"],
+)
+def test_many_small_files_need_more_than_their_bytes(
+    first: Worker, packhorse: Packhorse, on_small_disk: SmallDisk, options: str, why: str
+) -> None:
+    for number in range(5000):
+        first.write(f"packages/small/{number}", "1")
+    first.push()
+    [done] = on_small_disk(options, [*packhorse.command, "pull", "--json"])
+    assert done.code == 5
+    assert why in json.loads(done.output)["error"]
+    assert done.packages == []
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("limit", ["nr_inodes=0", "nr_inodes=400"])
+def test_a_disk_with_inodes_enough_or_without_a_limit_takes_a_snapshot(
+    first: Worker, packhorse: Packhorse, on_small_disk: SmallDisk, limit: str
+) -> None:
+    first.push()
+    [done] = on_small_disk(f"size={500 * MB},{limit}", [*packhorse.command, "pull"])
+    assert done.code == 0, done.errors
+    assert done.packages
+
+
 FILLS_UP = """
 import contextlib, os, sys
 from packhorse.cli import main
@@ -534,7 +566,7 @@ def test_a_resumed_pull_asks_only_for_the_space_that_is_missing(
     from packhorse.transfer import pull as module
 
     asked: list[int] = []
-    monkeypatch.setattr(module.Root, "require_space", lambda self, needed, purpose: asked.append(needed))
+    monkeypatch.setattr(module.Root, "require_space", lambda self, needed, *_: asked.append(needed))
     second.pull()
     assert module.MARGIN <= asked[0] < module.MARGIN + 3 * MB
 
