@@ -19,6 +19,7 @@ from tests.transfer.workers import Worker, another_boot, persistent, settle
 from packhorse.config import Storage
 from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot.gpu import choice, needed
+from packhorse.snapshot.index import flush
 
 MIB = 1 << 20
 NOISE = random.Random(29)
@@ -144,6 +145,15 @@ def test_an_unchanged_push_sends_nothing_and_keeps_the_snapshot(
     assert (pushed.pushed, pushed.transferred_bytes, pushed.snapshot) == ([], 0, before.snapshot)
     assert sparse.root.state().state == "sparse"
     assert _blocks(sparse) < (sparse.path / LIB).stat().st_size
+
+
+def test_a_hole_is_found_where_a_crash_took_the_state(first: Worker, sparse: Worker) -> None:
+    flush(sparse.root.index)
+    another_boot(sparse.path)
+    (sparse.path / ".packhorse/state.json").write_bytes(b"")
+    sparse.pull()
+    assert persistent(sparse.path) == persistent(first.path)
+    _complete(sparse, first)
 
 
 @rebooted

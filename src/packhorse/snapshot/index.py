@@ -26,7 +26,6 @@ RACE = 2_000_000_000
 VERSION = 4
 UNPROVEN = -1
 """When a record was seen whose bytes a crash of the machine may have taken."""
-UNSAVED = -1
 ON_DISK = 0
 
 Content: TypeAlias = tuple[bytes, int]
@@ -39,7 +38,7 @@ class _Record(msgspec.Struct, array_like=True, gc=False):
     seen: int
     digests: bytes
     mode: int
-    saved: int = UNSAVED
+    saved: int = -1
     """The number of the save that it came with; ON_DISK where its bytes are known to have been there."""
     coming: tuple[tuple[bytes, int], ...] = ()
 
@@ -66,9 +65,9 @@ class _Flushed(msgspec.Struct):
 class Index:
     """path (relative to the root) → signature and content."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the index at `path`; a missing or unreadable one is empty."""
-        self._path = path
+    def __init__(self, path: Path, *, trusted: bool = True) -> None:
+        """Read the index at `path`; a missing or unreadable one is empty. One that is not `trusted` vouches for no bytes."""
+        self._path, self._trusted = path, trusted
         self._changed: dict[bytes, _Record | None] = {}
         self._files = self._read().files
 
@@ -84,6 +83,9 @@ class Index:
                     for record in stored.files.values():
                         if record.saved > on_disk:
                             record.seen = UNPROVEN
+                if not self._trusted:
+                    for record in stored.files.values():
+                        record.seen = 0
                 return stored
         return _Stored(VERSION, "", os.urandom(8).hex(), 0, {})
 
@@ -105,7 +107,7 @@ class Index:
         before = self._files.get(path)
         # Nobody wrote to it since the machine started, so what was read again came from the disk.
         read_again = before is not None and before.seen == UNPROVEN and before.signature == signature
-        self._put(path, _Record(signature, seen, *content, ON_DISK if read_again else UNSAVED))
+        self._put(path, _Record(signature, seen, *content, ON_DISK if read_again else -1))
 
     def restored(self, path: bytes, signature: Signature, content: Content) -> None:
         """Remember a file that was written and named here, with times that were set: whoever changes it changes
@@ -136,7 +138,7 @@ class Index:
                 if record is None:
                     self._files.pop(path, None)
                 else:
-                    if record.saved == UNSAVED:
+                    if record.saved != ON_DISK:
                         record.saved = stored.saves
                     self._files[path] = record
             atomic.write_file(self._path, msgspec.msgpack.encode(stored))

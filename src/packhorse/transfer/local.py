@@ -104,7 +104,8 @@ class Local:
     @cached_property
     def index(self) -> Index:
         """The local index. Deleting the attribute frees its memory; it is read again when it is used again."""
-        return Index(self.root.index)
+        # Without the state nobody knows what is a hole: a crash of the machine may have taken it.
+        return Index(self.root.index, trusted=bool(self.root.state().boot))
 
     @cached_property
     def holes(self) -> frozenset[bytes]:
