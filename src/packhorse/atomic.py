@@ -1,4 +1,4 @@
-"""The one place that replaces files and directories so that nobody sees half of them.
+"""The one place that replaces files and directories so that nobody sees half of them, and that flushes.
 
 Knows paths and system calls, nothing of roots or snapshots.
 """
@@ -32,6 +32,20 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool =
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Wait until all of the file system of `path` is on its disk (syncfs(2)). Raises OSError."""
+    import ctypes
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def exchange(first: Path, second: Path) -> bool:

@@ -5,6 +5,9 @@ Knows nothing of the rest of the package, so that every other module may raise f
 
 from __future__ import annotations
 
+import errno
+from typing import TypeGuard
+
 
 class PackhorseError(Exception):
     """The operation failed. Base of all errors that are shown without a traceback.
@@ -52,6 +55,11 @@ class StorageError(PackhorseError):
     """The store cannot be reached, or refuses the credentials."""
 
     exit_code = 6
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the operating system says that a disk, or a quota on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 MEND = "`packhorse push --repair` from a root that still has this mends it; else use another snapshot."

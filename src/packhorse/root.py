@@ -7,7 +7,6 @@ after a crash finds the old environment or the new one. Knows neither stores nor
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -19,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import ConfigError, NoSpaceError, PackhorseError
+from packhorse.errors import ConfigError, NoSpaceError, PackhorseError, is_full
 
 SHARED = ("pip", "models", "deps")
 PERSISTENT = ("packages", *SHARED)
@@ -67,6 +66,7 @@ class Root:
         self.staging = self.private / "next"
         self.retired = self.private / "previous"
         self.site = self.private / "site"
+        self.index = self.private / "index"
 
     @classmethod
     def open(cls, path: Path) -> Root:
@@ -223,14 +223,26 @@ class Root:
 
     # --- space ---
 
-    def require_space(self, needed: int, purpose: str) -> None:
-        """Raise NoSpaceError unless `needed` bytes are free on the root's disk; `purpose` completes the sentence."""
+    @property
+    def block(self) -> int:
+        """The bytes that a small file takes on the root's disk, or fewer: some network file systems count in units that are
+        larger than what they give out."""
+        return min(os.statvfs(self.path).f_frsize, 4096) or 4096
+
+    def require_space(self, needed: int, purpose: str, inodes: int = 0) -> None:
+        """Raise NoSpaceError unless `needed` bytes and `inodes` are free on the root's disk; `purpose` completes the
+        sentence."""
         usage = os.statvfs(self.path)
         free = usage.f_bavail * usage.f_frsize
         if needed > free:
             raise NoSpaceError(
                 f"{self.path} has {free / 1e6:,.0f} MB free, but {purpose} needs {needed / 1e6:,.0f} MB.",
                 "Free some space, or choose a root on a larger disk with --root.",
+            )
+        if inodes > usage.f_favail and usage.f_files:  # without a limit all of these are 0
+            raise NoSpaceError(
+                f"{self.path} has room for {usage.f_favail:,} more files, but {purpose} needs {inodes:,}.",
+                "Remove some files, or choose a root on another disk with --root.",
             )
 
     @cached_property
@@ -246,6 +258,11 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         return f"unknown-{time.time_ns()}"  # never equal: everything is checked again
+
+
+def flushed_file(index: Path) -> Path:
+    """Where it stands what the disk has of that of which an index tells."""
+    return index.with_name(index.name + ".flushed")
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
@@ -295,7 +312,7 @@ def refuse_foreign_links(path: Path) -> None:
 
 
 def _cannot_create(path: Path, error: OSError) -> PackhorseError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return NoSpaceError(
             f"The disk of {path} is full.", "Free some space, or choose another root with --root."
         )

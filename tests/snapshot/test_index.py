@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from packhorse.snapshot.index import RACE, Index, now
+from packhorse import atomic
+from packhorse.snapshot.index import RACE, Index, flush, now
 from packhorse.snapshot.scan import Signature, signature_of
 
 CONTENT = (b"digest", 0o644)
@@ -70,27 +71,114 @@ def test_what_was_restored_here_is_vouched_for_at_once(path: Path, file: Path) -
     assert index.digests(b"models/a", _signature(file)) == b"digest"
 
 
-def _of_another_boot(path: Path, *, durable: bool) -> None:
-    version, _, _, files = msgspec.msgpack.decode(
-        path.read_bytes(), strict=False, type=tuple[int, str, bool, dict[bytes, object]]
-    )
-    path.write_bytes(msgspec.msgpack.encode((version, "another boot", durable, files)))
+def another_boot(path: Path) -> None:
+    """Make an index one that was saved before the machine was started again."""
+    version, _, *rest = msgspec.msgpack.decode(path.read_bytes(), strict=False)
+    path.write_bytes(msgspec.msgpack.encode([version, f"before {time.monotonic_ns()}", *rest]))
+
+
+def _vouched_for(path: Path, file: Path) -> list[bytes]:
+    names = (b"models/a", b"models/b")
+    return [name for name in names if Index(path).digests(name, _signature(file)) == CONTENT[0]]
 
 
 def test_after_another_boot_only_what_was_flushed_is_vouched_for(path: Path, file: Path) -> None:
+    index = Index(path)
+    index.restored(b"models/a", _signature(file), CONTENT)
+    index.save()
+    flush(path)
+    index.restored(b"models/b", _signature(file), CONTENT)
+    index.save()
+    assert _vouched_for(path, file) == [b"models/a", b"models/b"]
+    another_boot(path)
+    assert _vouched_for(path, file) == [b"models/a"]
+
+
+def test_what_is_flushed_stays_so_over_saves_and_boots(path: Path, file: Path) -> None:
+    index = Index(path)
+    index.restored(b"models/a", _signature(file), CONTENT)
+    index.save()
+    flush(path)
+    for number in range(3):
+        another_boot(path)
+        index = Index(path)
+        index.restored(b"models/b", _signature(file), (b"%d" % number, 0o644))
+        index.save()
+        another_boot(path)
+        assert _vouched_for(path, file) == [b"models/a"]
+
+
+def test_what_was_saved_while_the_disk_was_flushed_is_not_taken_for_flushed(
+    path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _saved(path, file)
-    _of_another_boot(path, durable=True)
-    assert Index(path).digests(b"models/a", _signature(file)) == b"digest"
-    _of_another_boot(path, durable=False)
-    assert Index(path).digests(b"models/a", _signature(file)) is None
+    real = atomic.flush
+
+    def meanwhile(directory: Path) -> None:
+        real(directory)
+        index = Index(path)
+        index.restored(b"models/b", _signature(file), CONTENT)
+        index.save()
+
+    monkeypatch.setattr(atomic, "flush", meanwhile)
+    flush(path)
+    another_boot(path)
+    assert _vouched_for(path, file) == [b"models/a"]
+
+
+def test_a_flush_says_nothing_of_what_was_saved_before_the_machine_was_started(
+    path: Path, file: Path
+) -> None:
+    _saved(path, file)
+    another_boot(path)
+    flush(path)
+    assert _vouched_for(path, file) == []
+    index = Index(path)
+    index.restored(b"models/b", _signature(file), CONTENT)
+    index.save()
+    flush(path)
+    another_boot(path)
+    assert _vouched_for(path, file) == [b"models/b"]
+
+
+def test_a_flush_says_nothing_of_an_index_that_was_begun_anew(path: Path, file: Path) -> None:
+    _saved(path, file)
+    flush(path)
+    path.unlink()
+    _saved(path, file)
+    another_boot(path)
+    assert _vouched_for(path, file) == []
+
+
+def test_what_was_read_again_after_another_boot_came_from_the_disk(path: Path, file: Path) -> None:
+    _saved(path, file)
+    another_boot(path)
+    index = Index(path)
+    signature = _signature(file)
+    index.add(b"models/a", signature, CONTENT, seen=signature.ctime + RACE + 1)
+    changed = signature._replace(ctime=signature.ctime + 1)
+    index.add(b"models/b", changed, CONTENT, seen=changed.ctime + RACE + 1)
+    index.save()
+    another_boot(path)
+    assert _vouched_for(path, file) == [b"models/a"]
+    assert Index(path).digests(b"models/b", changed) is None
+
+
+def test_without_an_index_nothing_is_flushed(path: Path) -> None:
+    flush(path)
+    path.write_bytes(b"garbage")
+    flush(path)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_after_another_boot_it_still_tells_what_was_restored(path: Path, file: Path) -> None:
     _saved(path, file)
-    _of_another_boot(path, durable=False)
+    another_boot(path)
     assert Index(path).synced(b"models/a", CONTENT)
-    Index(path).save()
-    assert Index(path).digests(b"models/a", _signature(file)) is None, "saving makes nothing durable"
+    index = Index(path)
+    index.restored(b"models/b", _signature(file), CONTENT)
+    index.save()
+    assert _vouched_for(path, file) == [b"models/b"], "saving makes nothing durable"
 
 
 def test_content_counts_as_restored_with_its_mode(path: Path, file: Path) -> None:

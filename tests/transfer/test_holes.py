@@ -14,11 +14,12 @@ from tests.conftest import Packhorse
 from tests.snapshot.fatbins import Code, Section, code, container, extents_of_file, library
 from tests.transfer.conftest import NewWorker
 from tests.transfer.openings import Holder, killed, opened
-from tests.transfer.workers import Worker, persistent, settle
+from tests.transfer.workers import Worker, another_boot, persistent, settle
 
 from packhorse.config import Storage
 from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot.gpu import choice, needed
+from packhorse.snapshot.index import flush
 
 MIB = 1 << 20
 NOISE = random.Random(29)
@@ -93,15 +94,6 @@ def _complete(worker: Worker, as_in: Worker) -> None:
     assert worker.pull().transferred_bytes == 0
 
 
-def _another_boot(worker: Worker) -> None:
-    """The index vouches for nothing any more, nor does the state for what was flushed."""
-    index = worker.path / ".packhorse/index"
-    version, _, durable, files = msgspec.msgpack.decode(index.read_bytes())
-    index.write_bytes(msgspec.msgpack.encode((version, "another boot", durable, files)))
-    state = worker.path / ".packhorse/state.json"
-    state.write_bytes(msgspec.json.encode({**msgspec.json.decode(state.read_bytes()), "boot": "another"}))
-
-
 rebooted = pytest.mark.parametrize("reboot", [False, True], ids=["", "after another boot"])
 
 
@@ -126,7 +118,7 @@ def test_verify_names_the_holes_and_finds_a_wrong_byte_beside_them(
     sparse: Worker, packhorse: Packhorse, reboot: bool
 ) -> None:
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     flags = ["--root", str(sparse.path), "--store", sparse.storage.url, "--json"]
     done = packhorse("verify", *flags)
     assert done.returncode == 0, done.stderr
@@ -147,7 +139,7 @@ def test_an_unchanged_push_sends_nothing_and_keeps_the_snapshot(
     first: Worker, sparse: Worker, reboot: bool
 ) -> None:
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     before = sparse.root.state()
     pushed = sparse.push()
     assert (pushed.pushed, pushed.transferred_bytes, pushed.snapshot) == ([], 0, before.snapshot)
@@ -155,12 +147,21 @@ def test_an_unchanged_push_sends_nothing_and_keeps_the_snapshot(
     assert _blocks(sparse) < (sparse.path / LIB).stat().st_size
 
 
+def test_a_hole_is_found_where_a_crash_took_the_state(first: Worker, sparse: Worker) -> None:
+    flush(sparse.root.index)
+    another_boot(sparse.path)
+    (sparse.path / ".packhorse/state.json").write_bytes(b"")
+    sparse.pull()
+    assert persistent(sparse.path) == persistent(first.path)
+    _complete(sparse, first)
+
+
 @rebooted
 def test_a_small_change_of_a_sparse_root_is_pushed_and_complete_elsewhere(
     first: Worker, sparse: Worker, reboot: bool
 ) -> None:
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     for worker in (sparse, first):
         worker.write("packages/new.py", "new", mtime=10**18)
         settle(worker.path / "packages")
@@ -179,7 +180,7 @@ def test_a_library_that_was_just_given_another_name_is_not_read(
     first: Worker, sparse: Worker, reboot: bool
 ) -> None:
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     for worker in (sparse, first):
         os.link(worker.path / LIB, worker.path / "packages/nvidia/link.so")
         settle(worker.path / "packages")
@@ -193,7 +194,7 @@ def test_a_changed_library_with_holes_is_refused(
     first: Worker, sparse: Worker, reboot: bool, change: str
 ) -> None:
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     lib = sparse.path / LIB
     if change == "mode":
         lib.chmod(0o755)
@@ -232,7 +233,7 @@ def test_repair_from_a_sparse_root_is_refused(sparse: Worker) -> None:
 @rebooted
 def test_a_complete_pull_fills_the_holes(first: Worker, sparse: Worker, reboot: bool) -> None:
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     inode = (sparse.path / LIB).stat().st_ino
     filled = sparse.pull()
     assert (sparse.path / LIB).stat().st_ino == inode
@@ -246,7 +247,7 @@ def test_for_another_gpu_a_root_is_filled_before_the_start(
     first: Worker, sparse: Worker, reboot: bool, only: bool
 ) -> None:
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     starts = []
 
     def start() -> None:
@@ -342,7 +343,7 @@ def test_an_upgrade_keeps_the_holes_of_what_did_not_change(
     first.write("packages/equal.so", _library([_noise("sm_80"), _noise("sm_90")]), mtime=10**18 + 1)
     first.push()
     if reboot:
-        _another_boot(sparse)
+        another_boot(sparse.path)
     inode = (sparse.path / LIB).stat().st_ino
     upgraded = sparse.pull(gpus=(90,), only=True)
     assert upgraded.transferred_bytes < 8 * MIB

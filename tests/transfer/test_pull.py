@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -91,6 +92,7 @@ def _bytes_read(worker: Worker, call: str) -> int:
 import sys
 sys.path.insert(0, ".")
 from pathlib import Path
+from typing import NamedTuple
 from packhorse.config import Storage
 from tests.transfer.workers import Worker
 worker = Worker(Path({str(worker.path)!r}), Storage(url={worker.storage.url!r}))
@@ -421,64 +423,139 @@ def first_mtime(worker: Worker, path: str) -> int:
 # --- disks ---
 
 SMALL_DISK = """
-import ctypes, os, subprocess, sys
+import ctypes, json, os, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
-mount, size, *command = sys.argv[1:]
+mount, options, commands = sys.argv[1:]
 assert libc.mount(b"none", b"/", None, 1 << 14 | 1 << 18, None) == 0  # MS_REC | MS_PRIVATE
-assert libc.mount(b"tmpfs", mount.encode(), b"tmpfs", 0, f"size={size},mode=0700".encode()) == 0
-done = subprocess.run(command)
-print(sorted(os.listdir(mount + "/root/packages")), file=sys.stderr)
-sys.exit(done.returncode)
+assert libc.mount(b"tmpfs", mount.encode(), b"tmpfs", 0, f"{options},mode=0700".encode()) == 0
+for command in json.loads(commands):
+    done = subprocess.run(command, capture_output=True, text=True)
+    names = sorted(os.listdir(mount + "/root/packages"))
+    print(json.dumps([done.returncode, done.stdout, done.stderr, names]))
 """
 
 
-def _on_small_disk(
-    packhorse: Packhorse, mount: Path, size: int, *command: str
-) -> subprocess.CompletedProcess[str]:
+class Ended(NamedTuple):
+    """How a command on a small disk ended, and what `packages/` held then."""
+
+    code: int
+    output: str
+    errors: str
+    packages: list[str]
+
+
+SmallDisk = Callable[..., list[Ended]]
+
+
+@pytest.fixture
+def on_small_disk(packhorse: Packhorse, first: Worker, tmp_path: Path) -> SmallDisk:
+    """Runs commands, one after the other, whose root is on a disk (tmpfs) of its own."""
+    mount = tmp_path / "disk"
     mount.mkdir()
-    script = ["unshare", "--mount", sys.executable, "-c", SMALL_DISK, str(mount), str(size)]
-    return subprocess.run(
-        [*script, *packhorse.command, *command],
-        cwd=packhorse.directory,
-        env=packhorse.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environ = {
+        **packhorse.environ,
+        "PACKHORSE_ROOT": f"{mount}/root",
+        "PACKHORSE_STORAGE_URL": first.storage.url,
+    }
+
+    def run(options: str, *commands: Sequence[str]) -> list[Ended]:
+        script = ["unshare", "--mount", sys.executable, "-c", SMALL_DISK, str(mount), options]
+        done = subprocess.run(
+            [*script, json.dumps(commands)],
+            cwd=packhorse.directory, env=environ, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
+
+    return run
 
 
 @pytest.mark.namespaces
 def test_too_small_a_disk_is_found_out_before_anything_is_written(
-    first: Worker, packhorse: Packhorse, tmp_path: Path
+    first: Worker, packhorse: Packhorse, on_small_disk: SmallDisk
 ) -> None:
     first.push()
-    mount = tmp_path / "disk"
-    done = _on_small_disk(
-        packhorse, mount, 70 * MB, "pull", "--json", "--root", f"{mount}/root", "--store", first.storage.url
-    )
-    assert done.returncode == 5
-    facts = json.loads(done.stdout)
-    assert "MB free, but the snapshot needs" in facts["error"]
-    assert done.stderr.splitlines()[-1] == "[]"
+    [done] = on_small_disk(f"size={70 * MB}", [*packhorse.command, "pull", "--json"])
+    assert done.code == 5
+    assert "MB free, but the snapshot needs" in json.loads(done.output)["error"]
+    assert done.packages == []
 
 
 @pytest.mark.namespaces
-def test_a_disk_that_fills_up_meanwhile_is_told_and_changes_nothing(
-    first: Worker, packhorse: Packhorse, tmp_path: Path
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (f"size={500 * MB},nr_inodes=4000", "more files, but the snapshot needs"),
+        (f"size={90 * MB}", "MB free, but the snapshot needs"),
+    ],
+    ids=["inodes", "blocks"],
+)
+def test_many_small_files_need_more_than_their_bytes(
+    first: Worker, packhorse: Packhorse, on_small_disk: SmallDisk, options: str, why: str
 ) -> None:
-    """Space is counted in bytes; here what runs out are the inodes."""
+    for number in range(5000):
+        first.write(f"packages/small/{number}", "1")
+    first.push()
+    [done] = on_small_disk(options, [*packhorse.command, "pull", "--json"])
+    assert done.code == 5
+    assert why in json.loads(done.output)["error"]
+    assert done.packages == []
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("limit", ["nr_inodes=0", "nr_inodes=400"])
+def test_a_disk_with_inodes_enough_or_without_a_limit_takes_a_snapshot(
+    first: Worker, packhorse: Packhorse, on_small_disk: SmallDisk, limit: str
+) -> None:
+    first.push()
+    [done] = on_small_disk(f"size={500 * MB},{limit}", [*packhorse.command, "pull"])
+    assert done.code == 0, done.errors
+    assert done.packages
+
+
+FILLS_UP = """
+import contextlib, os, sys
+from packhorse.cli import main
+root, opened = os.environ["PACKHORSE_ROOT"], 0
+
+def fill(event, arguments):
+    global opened
+    if event == "open" and str(arguments[0]).startswith(f"b'{root}/.packhorse/next/packages/"):
+        opened += 1
+        if opened == 1000:
+            with contextlib.suppress(OSError), open(root + "-filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+sys.addaudithook(fill)
+main()
+"""
+"""packhorse, but when it writes its thousandth file of a new generation somebody else takes all there is of the disk."""
+
+
+@pytest.mark.namespaces
+def test_a_disk_that_fills_up_meanwhile_is_told_and_the_environment_before_stays_in_use(
+    first: Worker, packhorse: Packhorse, on_small_disk: SmallDisk
+) -> None:
+    before = first.push().snapshot
     for number in range(3000):
         first.write(f"packages/small/{number}", f"{number}")
     first.push()
-    mount = tmp_path / "disk"
-    done = _on_small_disk(
-        packhorse, mount, f"{500 * MB},nr_inodes=1500", "pull", "--json", "--root", f"{mount}/root",
-        "--store", first.storage.url,
-    )  # fmt: skip
-    assert done.returncode == 5
-    assert json.loads(done.stdout)["exit_code"] == 5
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "[]"
+    tool = packhorse.command
+    pulled, full, pushed, used = on_small_disk(
+        f"size={100 * MB}",
+        [*tool, "pull", before],
+        [sys.executable, "-c", FILLS_UP, "pull", "--json"],
+        [*tool, "push"],
+        [*tool, "exec", "--", "true"],
+    )
+    assert pulled.code == 0, pulled.errors
+    assert full.code == 5, full.errors
+    assert json.loads(full.output)["exit_code"] == 5
+    assert "There is no space left" in full.errors
+    assert "Traceback" not in full.errors
+    assert "small" not in full.packages
+    assert full.packages == pulled.packages
+    assert (pushed.code, used.code) == (0, 0), pushed.errors + used.errors
 
 
 def test_a_resumed_pull_asks_only_for_the_space_that_is_missing(
@@ -489,7 +566,7 @@ def test_a_resumed_pull_asks_only_for_the_space_that_is_missing(
     from packhorse.transfer import pull as module
 
     asked: list[int] = []
-    monkeypatch.setattr(module.Root, "require_space", lambda self, needed, purpose: asked.append(needed))
+    monkeypatch.setattr(module.Root, "require_space", lambda self, needed, *_: asked.append(needed))
     second.pull()
     assert module.MARGIN <= asked[0] < module.MARGIN + 3 * MB
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tests.snapshot.trees import listing
 
 from packhorse.config import Storage
@@ -93,6 +95,14 @@ class Worker:
 def persistent(root: Path) -> dict[str, dict[bytes, tuple[Any, ...]]]:
     """All that a snapshot keeps of a root."""
     return {name: listing(root / name) for name in PERSISTENT}
+
+
+def another_boot(root: Path) -> None:
+    """Make what a root records what it recorded before the machine was started again."""
+    index, state = root / ".packhorse/index", root / ".packhorse/state.json"
+    version, _, *rest = msgspec.msgpack.decode(index.read_bytes(), strict=False)
+    index.write_bytes(msgspec.msgpack.encode([version, f"before {time.monotonic_ns()}", *rest]))
+    state.write_bytes(msgspec.json.encode({**msgspec.json.decode(state.read_bytes()), "boot": "another"}))
 
 
 def settle(*directories: Path) -> None:

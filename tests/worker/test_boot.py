@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,9 @@ import pytest
 from tests.conftest import Packhorse
 from tests.install.index import Index
 from tests.servers import S3Server
+from tests.transfer.workers import another_boot
+
+from packhorse.snapshot.index import flush
 
 PRINT_VERSION = ["python3", "-c", "import tiny; print(tiny.VERSION)"]
 
@@ -175,15 +179,31 @@ def test_a_restarted_worker_that_holds_its_environment_starts_without_its_store(
     assert "never-printed" not in alone.errors
 
 
-def test_after_a_restart_of_the_machine_what_was_never_flushed_is_not_trusted_without_the_store(
+@pytest.mark.parametrize("flushed", [True, False])
+def test_after_a_restart_of_the_machine_a_worker_starts_without_its_store_on_what_is_still_whole(
+    run: Callable[..., Outcome], root_path: Path, flushed: bool
+) -> None:
+    run(*PRINT_VERSION)
+    shutil.rmtree(root_path)
+    assert run(*PRINT_VERSION).action == "pulled"
+    if flushed:
+        flush(root_path / ".packhorse/index")
+    another_boot(root_path)
+    alone = run(*PRINT_VERSION, env=NOWHERE)
+    assert (alone.code, alone.output, alone.action) == (0, "1.0\n", "unchanged"), alone.errors
+
+
+def test_after_a_restart_of_the_machine_what_a_crash_took_is_missed_without_the_store(
     run: Callable[..., Outcome], root_path: Path
 ) -> None:
     run(*PRINT_VERSION)
     shutil.rmtree(root_path)
     assert run(*PRINT_VERSION).action == "pulled"
-    state = root_path / ".packhorse" / "state.json"
-    facts = json.loads(state.read_bytes())
-    state.write_text(json.dumps({**facts, "boot": "another"}))
+    another_boot(root_path)
+    module = root_path / "packages/tiny.py"
+    before = module.stat()
+    module.write_bytes(bytes(before.st_size))
+    os.utime(module, ns=(before.st_mtime_ns,) * 2)
     refused = run(*PRINT_VERSION, env=NOWHERE)
     assert refused.code == 125
     assert "cannot be reached" in refused.errors

@@ -40,7 +40,7 @@ COMMANDS = {
     "bench": "Measure a cold start here, restored, installed anew and by a plain pip.",
     "demo": "Show the main job on a small environment and an embedded store.",
 }
-_HIDDEN = ("boot", "backup", "record")  # the processes that `run` and `profile` start
+_HIDDEN = ("boot", "backup", "flush", "record")  # the processes that `run`, `exec` and `profile` start
 _SUPERVISORS = ("run", "exec", "profile")
 
 

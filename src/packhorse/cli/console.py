@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from packhorse.errors import NoSpaceError, PackhorseError
+from packhorse.errors import NoSpaceError, PackhorseError, is_full
 from packhorse.progress import Progress, Silent
 
 _settings = {"json": False, "quiet": False, "verbose": False}
@@ -127,7 +127,7 @@ def show_error(error: PackhorseError, exit_code: int) -> None:
 
 def operating_system_error(error: Exception) -> PackhorseError:
     """The error to show for one that no code expected."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         where = f"while writing {_readable(error.filename)}" if error.filename else "on the disk"
         known: PackhorseError = NoSpaceError(
             f"There is no space left {where}.",

@@ -7,7 +7,6 @@ whatever goes wrong and whenever packhorse is killed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import resource
@@ -274,7 +273,7 @@ class _Installation:
 
     def _known(self) -> tuple[Index, dict[bytes, _Known]]:
         """What the index knows of the packages in force, before linking changes their times (link(2): ctime)."""
-        index = Index(self.root.private / "index")
+        index = Index(self.root.index)
         known = {}
         if self._base() is not None:
             for found in scan(os.fsencode(self.root.path), [b"packages"]):
@@ -311,7 +310,7 @@ class _Installation:
     def _put_in_force(self, wanted: str) -> None:
         root, before = self.root, self.root.state()
         self.progress.stage("flushing to the disk")
-        _flush(self.staging)
+        atomic.flush(self.staging)
         with _once_unused(root, self.note):
             # Whoever finds this state finds whole packages of one of the two fingerprints, and asks no further.
             root.record(State(shared=before.shared))
@@ -368,15 +367,3 @@ def _in_use(root: Root) -> PackhorseError:
         f"The environment in {root.path} is in use by a running command.",
         "Stop it and install again, or install into another root with --root.",
     )
-
-
-def _flush(path: Path) -> None:
-    """Wait until all of the file system is on its disk (syncfs(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(descriptor) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(path))
-    finally:
-        os.close(descriptor)

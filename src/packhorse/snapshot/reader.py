@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, KeysView, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,6 +30,13 @@ class _Header(msgspec.Struct):
     manifest: str
     fetched: str
     boot: str
+
+
+class Space(NamedTuple):
+    """Room on a disk."""
+
+    bytes: int
+    inodes: int
 
 
 class Tree:
@@ -84,13 +92,18 @@ class Tree:
         """What it takes in the directory where it is staged."""
         return os.fsdecode(os.path.basename(self._base)), self._journal.name
 
-    def new_bytes(self, without: Collection[int] = ()) -> int:
-        """The bytes that the tree will take on disk beyond what is linked, without some frames."""
-        return sum(
-            member.length
-            for number, inside in enumerate(self._members)
-            if number not in self._holes and number not in without
-            for member in inside
+    def new_space(self, block: int, without: Collection[int] = ()) -> Space:
+        """What the tree will take on a disk with blocks of `block` bytes beyond what is linked, without some frames."""
+        lengths = dict.fromkeys((file.path for file in self._files), 0)
+        for number, inside in enumerate(self._members):
+            if number not in self._holes and number not in without:
+                for member in inside:
+                    lengths[member.file.path] += member.length
+        directories = sum(isinstance(entry, Directory) for entry in self.entries)
+        links = sum(isinstance(entry, Symlink) for entry in self.entries)
+        return Space(
+            sum(-(-length // block) for length in lengths.values()) * block + directories * block,
+            len(lengths) + directories + links,
         )
 
     @cached_property
@@ -405,15 +418,16 @@ class Tree:
         self.signatures[file.path] = signature_of(status)
 
 
-def own_bytes(staging: Path) -> int:
-    """The bytes on disk of what only lies below `staging`: what is linked from elsewhere takes no space there."""
-    total = 0
-    for directory, _, names in os.walk(os.fsencode(staging)):
-        for name in names:
+def own_space(staging: Path) -> Space:
+    """What only lies below `staging` takes on its disk: what is linked from elsewhere takes nothing there."""
+    total = inodes = 0
+    for directory, directories, names in os.walk(os.fsencode(staging)):
+        for name in (*directories, *names):
             status = os.lstat(os.path.join(directory, name))
-            if status.st_nlink == 1:
+            if status.st_nlink == 1 or stat.S_ISDIR(status.st_mode):
                 total += status.st_blocks * 512  # stat(2): the unit is 512 bytes everywhere
-    return total
+                inodes += 1
+    return Space(total, inodes)
 
 
 def _chosen(manifest: Manifest, wanted: Collection[bytes]) -> list[Entry]:

@@ -104,7 +104,8 @@ class Local:
     @cached_property
     def index(self) -> Index:
         """The local index. Deleting the attribute frees its memory; it is read again when it is used again."""
-        return Index(self.root.private / "index")
+        # Without the state nobody knows what is a hole: a crash of the machine may have taken it.
+        return Index(self.root.index, trusted=bool(self.root.state().boot))
 
     @cached_property
     def holes(self) -> frozenset[bytes]:
@@ -168,6 +169,22 @@ class Local:
         path = PACKAGES + item.path
         if self.index.digests(path, item.signature) != content:
             self.index.add(path, item.signature, (content, item.mode), seen=seen)
+        return True
+
+    def whole(self) -> bool:
+        """Whether `packages/` has all files of the manifest that the state names, with their bytes; there may be more.
+        What the index does not vouch for is read."""
+        digest = self.root.state().manifest
+        manifest = self.cached(digest, "packages") if digest else None
+        if manifest is None:
+            return False
+        found = {item.path: item for item in self.packages()}
+        for entry in manifest.entries:
+            if isinstance(entry, File):
+                item = found.get(entry.path)
+                if item is None or not self.holds(item, entry, manifest.frames):
+                    return False
+        self.index.save()
         return True
 
     def equals(self, found: Sequence[Found], manifest: Manifest) -> bool:

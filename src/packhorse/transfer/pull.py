@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import NoSuchSnapshotError, PackhorseError
+from packhorse.errors import NoSuchSnapshotError, PackhorseError, is_full
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.snapshot.contents import content_of
 from packhorse.snapshot.manifest import Directory, File, Manifest
 from packhorse.snapshot.order import UNCALLED
-from packhorse.snapshot.reader import Tree, own_bytes
+from packhorse.snapshot.reader import Tree, own_space
 from packhorse.snapshot.scan import readable, signature_of
 from packhorse.snapshot.writer import Placed, placed_by
 from packhorse.store import condemned, tags
@@ -183,7 +183,10 @@ class _Restore:
                 self._start()
                 if packages is not None:
                     self.root.remove_retired()
-        except BaseException:
+        except BaseException as error:
+            if is_full(error):
+                # Of what was staged. Without that there is room to record, and to use, what was there before.
+                atomic.remove_tree(self.root.staging)
             # Until the exchange, or the first shared file that is there without its bytes, what was there before is as
             # whole as it was.
             self.root.record(self.state)
@@ -203,15 +206,18 @@ class _Restore:
         for name in os.listdir(staging) if staging.is_dir() else ():
             if name not in staged:
                 atomic.remove_tree(staging / name)
-        needed = -own_bytes(staging)
+        staged_space = own_space(staging)
+        needed, inodes = -staged_space.bytes, -staged_space.inodes
+        block = self.root.block
         for tree in trees:
             never = (
                 self.code.cold
                 if self.code is not None and self.only and tree.manifest is self.code.manifest
                 else ()
             )
-            needed += tree.new_bytes(never)
-        self.root.require_space(max(needed, 0) + MARGIN, "the snapshot")
+            space = tree.new_space(block, never)
+            needed, inodes = needed + space.bytes, inodes + space.inodes
+        self.root.require_space(max(needed, 0) + MARGIN, "the snapshot", inodes)
 
     # --- planning ---
 

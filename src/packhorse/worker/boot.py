@@ -22,6 +22,7 @@ from packhorse.root import boot_id
 from packhorse.snapshot.gpu import Choice, choice
 from packhorse.snapshot.order import ranks, refined
 from packhorse.store import profiles
+from packhorse.transfer.local import Local
 from packhorse.transfer.opening import Opening, PullResult
 from packhorse.transfer.pull import Target, find, pull
 from packhorse.transfer.push import PushResult, push
@@ -106,7 +107,7 @@ class Boot:
         try:
             target = self._target(snapshot)
         except StorageError as error:
-            if not snapshot and self._fits(whole=True):
+            if not snapshot and self._fits() and self._whole():
                 return BootFacts(
                     "unchanged",
                     self.setup.root.state().snapshot,
@@ -164,17 +165,26 @@ class Boot:
         with self.setup.root.packages_unused() as free:
             return not free
 
-    def _fits(self, *, whole: bool = False) -> bool:
-        """Whether the root holds this configuration's packages (`whole`: and no crash of the machine can have
-        taken bytes of them)."""
+    def _fits(self) -> bool:
+        """Whether the root holds this configuration's packages."""
         state = self.setup.root.state()
         wanted = set(self._gpus().gpus)
         sparse = state.state == "sparse" and wanted and wanted <= set(state.gpus)
         if state.state != "complete" and not sparse:
-            return not self.config.environment.configured and not whole
-        if whole and not state.durable and state.boot != boot_id():
-            return False
+            return not self.config.environment.configured
         return state.fingerprint == self.setup.fingerprint
+
+    def _whole(self) -> bool:
+        """Whether no crash of the machine has taken bytes of the packages."""
+        root = self.setup.root
+        state = root.state()
+        if state.state not in ("complete", "sparse"):
+            return False
+        if state.durable or state.boot == boot_id():
+            return True
+        self.note("the machine was started again: reading what was not yet on its disk then")
+        with root.writing():
+            return Local(root).whole()
 
     def _pull(self, target: Target, snapshot: str) -> PullResult:
         gpus, only = self._gpus()

@@ -23,6 +23,7 @@ from packhorse.root import Root
 from packhorse.session import Session
 from packhorse.worker import path_report
 from packhorse.worker.backups import Backups
+from packhorse.worker.flushing import Flushing
 from packhorse.worker.status import Status, read_facts
 from packhorse.worker.supervise import ENDING, Process, Stopped, Supervisor
 
@@ -54,6 +55,8 @@ class Invocation:
     supervisor: Supervisor
     profile: str = ""
     """The name of the profile that an early start goes by; by default the command's own."""
+    flush_every: float = 60.0
+    """Seconds between two looks whether something is to be flushed."""
 
     def own(self, name: str, *arguments: str) -> list[str]:
         """The command line of a process of packhorse's own."""
@@ -103,7 +106,7 @@ def execute(call: Invocation, beside: Beside | None = None) -> int:
         with _session(call) as opened:
             environ = _environment(call, opened)
             if beside is None:
-                return _child(call, opened, environ, lambda pid: None)
+                return _child(call, opened, environ)
             with beside(opened) as on_start:
                 return _child(call, opened, environ, on_start)
     except Stopped as stopped:
@@ -236,7 +239,7 @@ def _run(call: Invocation, opened: Session, status: Status, backups: Backups, ga
             gate.child_started(pid)
         backups.begin(gate)
 
-    code = _child(call, opened, environ, on_start)
+    code = _child(call, opened, environ, on_start, gate)
     return EXIT_SUPERVISOR if gate is not None and gate.ended_child else code
 
 
@@ -257,8 +260,14 @@ def _environment(call: Invocation, opened: Session, *, partial: bool = False) ->
 
 
 def _child(
-    call: Invocation, opened: Session, environ: Mapping[str, str], on_start: Callable[[int], None]
+    call: Invocation,
+    opened: Session,
+    environ: Mapping[str, str],
+    on_start: Callable[[int], None] = lambda pid: None,
+    gate: Gate | None = None,
 ) -> int:
+    flushing = Flushing(call)
+    flushing.begin(gate)
     with call.supervisor.interruptible():
         packages = call.root.use_packages()
     try:
@@ -272,6 +281,7 @@ def _child(
         )
     finally:
         os.close(packages)
+        flushing.end()
 
 
 def _require_usable(call: Invocation, *, partial: bool) -> None:
