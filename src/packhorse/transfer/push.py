@@ -82,6 +82,7 @@ class _Push:
         *,
         level: int,
         threads: int | None,
+        connections: int | None,
         repair: bool,
     ) -> None:
         self.level, self.threads = level, threads
@@ -103,7 +104,7 @@ class _Push:
         self.mended: dict[str, Manifest] = {}
         """Listed shared manifests of which all frames were sent again, by their digests; `sent` tells where they lie."""
         self.existing = Existing(store, [] if repair else everything, self.taken)
-        self.uploader = Uploader(store)
+        self.uploader = Uploader(store, connections=connections)
         self.result = PushResult(snapshot="", tag=tag)
 
     def packages(self, interpreter: Callable[[], Interpreter]) -> list[_Part]:
@@ -369,6 +370,7 @@ def push(
     exclude: Sequence[str] = (),
     level: int = frames.DEFAULT_LEVEL,
     threads: int | None = None,
+    connections: int | None = None,
     deadline: float | None = None,
     repair: bool = False,
 ) -> PushResult:
@@ -376,8 +378,8 @@ def push(
     have: under the same names, so that corrupt or lost objects are there again.
 
     `interpreter` tells what made packages that no install recorded; `exclude` are patterns of shared files that
-    are never saved; `level` and `threads` are those of `write`. At `deadline` (time.monotonic) what is completely stored is tagged and the rest named in
-    the result. Raises StorageError, and PackhorseError where `packages/` changes meanwhile or is only partly
+    are never saved; `level` and `threads` are those of `write`, `connections` that of the uploader. At `deadline`
+    (time.monotonic) what is completely stored is tagged and the rest named in the result. Raises StorageError, and PackhorseError where `packages/` changes meanwhile or is only partly
     restored.
     """
     started = time.monotonic()
@@ -387,17 +389,23 @@ def push(
             raise PackhorseError(
                 f"The last pull into {root.path} was not finished.", "Run `packhorse pull` first."
             )
-        run = _Push(root, store, tag, progress, warn, level=level, threads=threads, repair=repair)
+        run = _Push(
+            root,
+            store,
+            tag,
+            progress,
+            warn,
+            level=level,
+            threads=threads,
+            connections=connections,
+            repair=repair,
+        )
         parts: list[_Part] = []
-        try:
-            if "packages" in directories:
-                parts += run.packages(interpreter)
-            if any(name in directories for name in SHARED):
-                parts += run.shared([name for name in SHARED if name in directories], exclude, deadline)
-            run.uploader.finish()
-        except BaseException:
-            run.uploader.abandon()
-            raise
+        if "packages" in directories:
+            parts += run.packages(interpreter)
+        if any(name in directories for name in SHARED):
+            parts += run.shared([name for name in SHARED if name in directories], exclude, deadline)
+        run.uploader.finish()
         run.publish(parts, partial=deadline is not None and bool(run.result.unsaved))
     finally:
         os.close(lock)
