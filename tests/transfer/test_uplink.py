@@ -98,11 +98,10 @@ def test_packs_at_a_time_follow_the_line_and_the_memory_or_are_pinned(
 ) -> None:
     monkeypatch.setattr(uploader, "_FAST", fast)
     monkeypatch.setattr(uploader, "_SLOW", slow)
-    monkeypatch.setattr(uploader, "HELD", held)
     with Uplink(seaweedfs.endpoint, rate=6 * MIB) as uplink:
         url = f"s3://{seaweedfs.new_bucket()}/prefix"
         store = _Counting(Storage(url=url, endpoint=uplink.endpoint), seaweedfs.environ())
-        sink = Uploader(store, connections=connections)
+        sink = Uploader(store, connections=connections, held=held)
         for number in range(12):
             sink(f"{number}", [os.urandom(MIB)])
         sink.finish()

@@ -42,8 +42,8 @@ NONCE = 32
 """Random bytes at the end of a pack, a frame that no manifest uses, give it a name that no other has."""
 PACK = 8 << 20
 """A pack is closed when it holds this many bytes; two are filled while others are on their way."""
-HELD = 80 << 20
-"""Bytes of frames that are read, compressed or wait to be packed, with what that takes."""
+HELD, HELD_DEEP = 56 << 20, 72 << 20
+"""Bytes of frames that are read, compressed or wait to be packed, with what that takes; at levels where it is much."""
 
 
 Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
@@ -342,6 +342,7 @@ class _Jobs:
 
     def __init__(self, writing: _Writing) -> None:
         self._writing = writing
+        self._most = HELD if writing.level < frames.DEEP else HELD_DEEP
         self._jobs: deque[tuple[Cut, Future[_Job]]] = deque()
 
     def add(self, cut: Cut, future: Future[_Job]) -> None:
@@ -350,7 +351,7 @@ class _Jobs:
 
     def make_room(self, size: int, most: int) -> None:
         """Wait until there are at most `most`, and room for `size` bytes more."""
-        while self._jobs and (len(self._jobs) > most or self._held() + size > HELD):
+        while self._jobs and (len(self._jobs) > most or self._held() + size > self._most):
             if not self._jobs[0][1].done():
                 wait([future for _, future in self._jobs if not future.done()], return_when=FIRST_COMPLETED)
             self._collect_ready()

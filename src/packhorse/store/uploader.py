@@ -11,8 +11,9 @@ from packhorse.store.objects import Store
 
 FIRST, MOST = 2, 4
 """Packs on their way at a time: at the start, and the most."""
-HELD = 40 << 20
-"""The most bytes on their way at a time, unless a single pack has more."""
+HELD, HELD_DEEP = 28 << 20, 12 << 20
+"""The most bytes on their way at a time, unless a single pack has more; at levels where frames take more memory, and so
+long that the line waits for them."""
 _FAST, _SLOW = 10.0, 60.0
 """Seconds for a pack: where it took less one more at a time is tried, where it took more one less."""
 
@@ -23,10 +24,11 @@ class Uploader:
     Its threads are daemons, since one that waits for a store must not keep the process from ending.
     """
 
-    def __init__(self, store: Store, *, connections: int | None = None) -> None:
-        """`connections` packs at a time, whatever they hold; by default as many as pay within HELD bytes."""
+    def __init__(self, store: Store, *, connections: int | None = None, held: int = HELD) -> None:
+        """`connections` packs at a time, whatever they hold; by default as many as pay within `held` bytes."""
         self._store = store
         self._pinned = connections is not None
+        self._held = held
         self._limit = connections or FIRST
         self._changed = threading.Condition()
         self._sizes: list[int] = []
@@ -51,7 +53,7 @@ class Uploader:
 
     def _fits(self, size: int) -> bool:
         """Whether one more of this size may be on its way."""
-        within = self._pinned or sum(self._sizes) + size <= HELD
+        within = self._pinned or sum(self._sizes) + size <= self._held
         return within and len(self._sizes) < self._limit
 
     def _wait(self, ready: Callable[[], bool]) -> None:

@@ -27,7 +27,7 @@ from packhorse.store import condemned, tags
 from packhorse.store.existing import Existing
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
-from packhorse.store.uploader import Uploader
+from packhorse.store.uploader import HELD, HELD_DEEP, Uploader
 from packhorse.transfer import arriving
 from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
@@ -104,7 +104,8 @@ class _Push:
         self.mended: dict[str, Manifest] = {}
         """Listed shared manifests of which all frames were sent again, by their digests; `sent` tells where they lie."""
         self.existing = Existing(store, [] if repair else everything, self.taken)
-        self.uploader = Uploader(store, connections=connections)
+        held = HELD if level < frames.DEEP else HELD_DEEP
+        self.uploader = Uploader(store, connections=connections, held=held)
         self.result = PushResult(snapshot="", tag=tag)
 
     def packages(self, interpreter: Callable[[], Interpreter]) -> list[_Part]:
@@ -379,8 +380,8 @@ def push(
 
     `interpreter` tells what made packages that no install recorded; `exclude` are patterns of shared files that
     are never saved; `level` and `threads` are those of `write`, `connections` that of the uploader. At `deadline`
-    (time.monotonic) what is completely stored is tagged and the rest named in the result. Raises StorageError, and PackhorseError where `packages/` changes meanwhile or is only partly
-    restored.
+    (time.monotonic) what is completely stored is tagged and the rest named in the result. Raises StorageError, and
+    PackhorseError where `packages/` changes meanwhile or is only partly restored.
     """
     started = time.monotonic()
     lock = root.use_packages()
