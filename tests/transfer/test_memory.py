@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 
+import pytest
 from tests.conftest import Packhorse
 from tests.servers import S3Server
 
@@ -55,3 +56,30 @@ def test_a_sparse_model_of_16_gb_is_pushed_and_pulled_in_256_mib(
             first / "models" / f"shard{number}"
         ).read_bytes()
     assert not os.listdir(second / "packages")
+
+
+@pytest.mark.parametrize(
+    ("words", "pieces", "modules"),
+    [(["--threads", "8"], 36, 4000), (["--threads", "3", "--level", "best"], 3, 200)],
+)
+def test_a_push_stays_within_256_mb_whatever_its_threads_and_its_level(
+    packhorse: Packhorse, seaweedfs: S3Server, root_path: Path, words: list[str], pieces: int, modules: int
+) -> None:
+    chance = random.Random(4)
+    packages = root_path / "packages"
+    packages.mkdir(parents=True, mode=0o700)
+    root_path.chmod(0o700)
+    seven_bits = bytes(number & 127 for number in range(256))
+    with (packages / "library.so").open("wb") as library:
+        for _ in range(pieces):  # an eighth can be saved, for which every byte has to be looked at
+            library.write(chance.randbytes(8 * MIB).translate(seven_bits))
+    for number in range(modules):
+        lines = (f"def function_{line}(a, b={chance.random()}): return a" for line in range(400))
+        (packages / f"module{number}.py").write_text("\n".join(lines))
+    env = {**seaweedfs.environ(), "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint}
+    store = f"s3://{seaweedfs.new_bucket()}"
+    done = packhorse("push", "--json", "-q", "--root", root_path, "--store", store, *words, env=env)
+    assert done.returncode == 0, done.stderr
+    pushed = json.loads(done.stdout)
+    assert pushed["bytes"] > pieces * 8 * MIB
+    assert pushed["peak_rss_bytes"] < 256_000_000

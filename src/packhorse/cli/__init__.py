@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+import time
 
 
 def _forget_packages() -> None:
@@ -42,6 +45,11 @@ COMMANDS = {
 }
 _HIDDEN = ("boot", "backup", "flush", "record")  # the processes that `run`, `exec` and `profile` start
 _SUPERVISORS = ("run", "exec", "profile")
+_STORING = ("push", "pull", "status", "snapshots", "diff", "verify", "prune")
+"""They may wait for a store, and leave nothing behind that the next command does not mend."""
+_AFTER_INTERRUPT = 1.5
+"""Seconds that they have to end by themselves."""
+_INTERRUPTED = "packhorse: interrupted."
 
 
 class _Commands(click.Group):
@@ -90,8 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors.py` gives each failure."""
     _keep_standard_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
-    supervisor = next((word for word in words if not word.startswith("-")), "") in _SUPERVISORS
-    code = _outcome(words, supervisor)
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command in _STORING:
+        _end_when_interrupted()
+    code = _outcome(words, command in _SUPERVISORS)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -99,7 +109,26 @@ def main(arguments: list[str] | None = None) -> None:
         except OSError:
             # Told already. The interpreter would complain once more when it ends, with a code of its own.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if any(thread is not threading.main_thread() for thread in threading.enumerate()):
+        # One may wait for a store that does not answer, for minutes; the interpreter would wait for it.
+        os._exit(code)
     sys.exit(code)
+
+
+def _end_when_interrupted() -> None:
+    """Have SIGINT end this process also where the interpreter does not get to it: while it waits for a store."""
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)  # written to at once, by the C handler
+
+    def end() -> None:
+        while os.read(told, 1)[0] != signal.SIGINT:
+            pass
+        time.sleep(_AFTER_INTERRUPT)
+        os.write(2, f"{_INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    threading.Thread(target=end, name="interrupt", daemon=True).start()
 
 
 def _keep_standard_descriptors() -> None:
@@ -115,7 +144,8 @@ def _outcome(words: list[str], supervisor: bool) -> int:
     try:
         answer: object = packhorse.main(args=words, prog_name="packhorse", standalone_mode=False)
         return answer if isinstance(answer, int) else 0
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):  # click makes the one of the other
+        print(_INTERRUPTED, file=sys.stderr)  # noqa: T201
         return 130
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -141,9 +171,6 @@ def _outcome(words: list[str], supervisor: bool) -> int:
     except PackhorseError as error:
         console.show_error(error, EXIT_SUPERVISOR if supervisor else error.exit_code)
         return EXIT_SUPERVISOR if supervisor else error.exit_code
-    except KeyboardInterrupt:
-        print("packhorse: interrupted.", file=sys.stderr)  # noqa: T201
-        return 130
     except BrokenPipeError:
         return 141
     except Exception as error:  # a bug, or an operating system error nobody expected

@@ -31,6 +31,9 @@ class _Level(click.IntRange):
     help="Compression level of zstd, 1 to 19; `best` for what is pushed once and pulled often.",
 )
 @click.option(
+    "--connections", type=click.IntRange(1, 64), help="Packs sent at a time; by default as many as pay."
+)
+@click.option(
     "--threads", type=click.IntRange(1, 64), help="Threads that read and compress; by default by processors."
 )
 @click.option(
@@ -39,7 +42,7 @@ class _Level(click.IntRange):
     help="Send everything, also what the store seems to have: mends corrupt objects.",
 )
 @console.shared_options
-def command(level: int, threads: int | None, repair: bool) -> None:
+def command(level: int, connections: int | None, threads: int | None, repair: bool) -> None:
     """Save the packages, models and other persistent files of the root under the tag.
 
     What the store already has is not sent again.
@@ -61,6 +64,7 @@ def command(level: int, threads: int | None, repair: bool) -> None:
             directories=PERSISTENT,
             exclude=setup.config.run.exclude,
             level=level,
+            connections=connections,
             threads=threads,
             repair=repair,
         )

@@ -38,6 +38,14 @@ DEFAULT_LEVEL = 3
 _LEVEL = int(zstd.CompressionParameter.compression_level)
 _WIDE = {int(zstd.CompressionParameter.window_log): 23}
 """Level 3 alone looks back 2 MiB. A whole frame saves a little at no cost."""
+DEEP = 9
+"""From this level on compressing takes much memory and long."""
+_LEAN = {
+    int(zstd.CompressionParameter.chain_log): 22,
+    int(zstd.CompressionParameter.hash_log): 20,
+}
+"""20 MiB of tables for a whole frame from level 13 on, for which zstd by itself takes 32 to 80 MiB: docs/design/005.
+Between 9 and 13 that would make frames larger than level 9 does."""
 _SAMPLES, _SAMPLE = 12, 256 << 10
 """A frame is not compressed where none of this many samples of this many bytes shrinks."""
 _WINDOW = {int(zstd.DecompressionParameter.window_log_max): 25}
@@ -148,10 +156,18 @@ def compress(raw: Bytes, level: int) -> tuple[int, Bytes]:
     """The codec and the stored bytes of a frame; what zstd cannot shrink is stored as it is."""
     if _seems_random(raw):
         return RAW, raw
-    squeezed: bytes = zstd.compress(raw, options={**_WIDE, _LEVEL: level})
+    options = {**_WIDE, _LEVEL: level, **(_LEAN if level > 12 else {})}
+    squeezed: bytes = zstd.compress(raw, options=options)
     if len(squeezed) >= len(raw):
         return RAW, raw
     return ZSTD, squeezed
+
+
+def room(length: int, level: int) -> int:
+    """The most bytes of memory that it takes to read and compress a frame of `length` bytes: as it was read, as it is
+    stored, and zstd's tables."""
+    tables = 2 if level < DEEP else 48 if DEEP < level <= 12 else 20
+    return 2 * length + tables * MEBIBYTE
 
 
 def _seems_random(raw: Bytes) -> bool:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -41,7 +41,9 @@ from packhorse.watch.memory import keep_freed
 NONCE = 32
 """Random bytes at the end of a pack, a frame that no manifest uses, give it a name that no other has."""
 PACK = 8 << 20
-"""A pack is closed when it holds this many bytes; one is filled while another is on its way."""
+"""A pack is closed when it holds this many bytes; two are filled while others are on their way."""
+HELD, HELD_DEEP = 56 << 20, 72 << 20
+"""Bytes of frames that are read, compressed or wait to be packed, with what that takes; at levels where it is much."""
 
 
 Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
@@ -51,7 +53,7 @@ Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
 _NOTHING = Before()
 _HOLE = bytes(frames.PIECE)
 _THREADS_MOST = 6
-"""Each holds a frame as it was read and as it is stored."""
+"""More are of no use within HELD."""
 
 
 class Placed(NamedTuple):
@@ -147,7 +149,7 @@ def write(
 
     Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
     (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
-    many as there are processors, at most 6. After `deadline` (time.monotonic) no further frame is begun. No pack gets
+    many as there are processors, at most 6, and no more than HELD has room for. After `deadline` (time.monotonic) no further frame is begun. No pack gets
     a name that is `taken`. Frames with the digests `holes` are not on this disk. Raises what `sink` raises, and
     PackhorseError where one of those has to be read.
     """
@@ -161,7 +163,7 @@ def write(
     keep_freed()
     threads = threads or min(processors.usable(), _THREADS_MOST)
     with ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool:
-        jobs: deque[tuple[Cut, Future[_Job]]] = deque()
+        jobs = _Jobs(writing)
         cuts = frames.cut([(item.path, item.signature.size) for item in files], writing.gathered)
         if deadline is not None:  # the many small files first, whatever becomes of the large ones
             cuts = iter(sorted(cuts, key=writing.is_large))
@@ -170,15 +172,12 @@ def write(
                 writing.late.update(span.file for span in cut.spans)
             elif ready := writing.vouched(cut):
                 # In order behind the jobs before it: frames are numbered as the files come.
-                while jobs:
-                    writing.collect(*jobs.popleft())
+                jobs.collect_all()
                 writing.account(cut, ready[0], cut.length, ready[1])
             else:
-                jobs.append((cut, pool.submit(writing.read, cut)))
-                if len(jobs) > threads:
-                    writing.collect(*jobs.popleft())
-        while jobs:
-            writing.collect(*jobs.popleft())
+                jobs.make_room(frames.room(cut.length, level), threads)
+                jobs.add(cut, pool.submit(writing.read, cut))
+        jobs.collect_all()
     small.flush()
     others.flush()
 
@@ -338,6 +337,44 @@ class _Writing:
         return File(item.path, item.mode, mtime, size, b"", pieces), content
 
 
+class _Jobs:
+    """Frames that are read and compressed in other threads, and collected in their order."""
+
+    def __init__(self, writing: _Writing) -> None:
+        self._writing = writing
+        self._most = HELD if writing.level < frames.DEEP else HELD_DEEP
+        self._jobs: deque[tuple[Cut, Future[_Job]]] = deque()
+
+    def add(self, cut: Cut, future: Future[_Job]) -> None:
+        """One more, the last."""
+        self._jobs.append((cut, future))
+
+    def make_room(self, size: int, most: int) -> None:
+        """Wait until there are at most `most`, and room for `size` bytes more."""
+        while self._jobs and (len(self._jobs) > most or self._held() + size > self._most):
+            if not self._jobs[0][1].done():
+                wait([future for _, future in self._jobs if not future.done()], return_when=FIRST_COMPLETED)
+            self._collect_ready()
+
+    def collect_all(self) -> None:
+        """Wait for all."""
+        while self._jobs:
+            self._writing.collect(*self._jobs.popleft())
+
+    def _collect_ready(self) -> None:
+        while self._jobs and self._jobs[0][1].done():
+            self._writing.collect(*self._jobs.popleft())
+
+    def _held(self) -> int:
+        """Bytes that they take now."""
+        return sum(
+            len(future.result().stored or b"")
+            if future.done()
+            else frames.room(cut.length, self._writing.level)
+            for cut, future in self._jobs
+        )
+
+
 @contextlib.contextmanager
 def _opened(base: bytes, item: Found) -> Iterator[int]:
     """The file that was scanned, open for reading."""
@@ -353,26 +390,37 @@ def _read(
 ) -> tuple[frames.Bytes, list[frames.Bytes], set[int]]:
     """The bytes of a frame (_HOLE for a whole piece that is a hole), those of each file, and which files are no
     longer those that were scanned."""
+    # In one piece from the start: buffers of many sizes beside each other leave gaps between them.
+    raw = bytearray(sum(span.length for span in spans))
+    view = memoryview(raw)
     parts: list[frames.Bytes] = []
     torn: set[int] = set()
+    start = 0
     for file, its in itertools.groupby(spans, key=lambda span: span.file):
         runs = [(span.offset, span.length) for span in its]
-        part: frames.Bytes = b""
+        first, whole = start, False
+        start += sum(length for _, length in runs)
         with contextlib.suppress(OSError), _opened(base, files[file]) as descriptor:
-            if is_hole(descriptor, runs):
-                part = _HOLE
-            elif len(runs) == 1:
-                part = os.pread(descriptor, runs[0][1], runs[0][0])
-            else:
-                part = b"".join(os.pread(descriptor, length, offset) for offset, length in runs)
-            if signature_of(os.fstat(descriptor)) != files[file].signature:
-                part = b""
-        length = sum(length for _, length in runs)
-        if len(part) != length:
+            hole = is_hole(descriptor, runs)
+            whole = hole or _fill(view[first:start], descriptor, runs)
+            whole = whole and signature_of(os.fstat(descriptor)) == files[file].signature
+            if hole and whole:
+                return _HOLE, [_HOLE], torn
+        if not whole:
             torn.add(file)
-            part = bytes(part).ljust(length, b"\0")[:length]
-        parts.append(part)
-    return (parts[0] if len(parts) == 1 else b"".join(parts)), parts, torn
+            view[first:start] = bytes(start - first)
+        parts.append(view[first:start])
+    return raw, parts, torn
+
+
+def _fill(view: memoryview, descriptor: int, runs: Sequence[tuple[int, int]]) -> bool:
+    """Read runs (offset, length) of a file one after the other; tells whether all of them are there."""
+    filled = 0
+    for offset, length in runs:
+        if os.preadv(descriptor, [view[filled : filled + length]], offset) != length:
+            return False
+        filled += length
+    return True
 
 
 def _entry(

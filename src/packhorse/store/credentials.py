@@ -15,6 +15,11 @@ from urllib.parse import urlsplit
 from packhorse.config import Storage
 from packhorse.errors import StorageError
 
+ANSWER = 60
+"""Seconds within which an answer begins, and goes on."""
+SENDING = 300
+"""Seconds that an object may take to be sent, for which nothing comes back: see docs/design/013."""
+
 
 class Options(NamedTuple):
     """What obstore's `from_url` is given."""
@@ -22,12 +27,19 @@ class Options(NamedTuple):
     config: Any
     client: Any
 
+    @property
+    def sending(self) -> Any:
+        """The client for what is large on its way out: reqwest counts the seconds to the answer from when it begins to
+        send, so a limit for them would be one for the line."""
+        others = {name: value for name, value in self.client.items() if name != "read_timeout"}
+        return {**others, "timeout": f"{SENDING}s"}
+
 
 def options(storage: Storage, environ: Mapping[str, str]) -> Options:
     """The settings for `storage`. Raises StorageError where an S3 service needs credentials and none are found."""
     client: dict[str, Any] = {
         "connect_timeout": "10s",
-        "read_timeout": "60s",
+        "read_timeout": f"{ANSWER}s",
         "timeout": "600s",
         "user_agent": "packhorse",
     }

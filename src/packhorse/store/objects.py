@@ -22,6 +22,13 @@ from packhorse.snapshot.frames import LARGEST_DOCUMENT, Bytes
 from packhorse.store import credentials
 
 _CHUNK = 4 << 20
+_LARGE = 1 << 20
+"""Objects of this size and more may take long to be sent."""
+_RETRIES: Any = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(seconds=180),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=8)},
+}
 
 
 class Listed(NamedTuple):
@@ -51,19 +58,11 @@ class Store:
         try:
             if urlsplit(storage.url).scheme == "file":
                 self._objects: Any = from_url(storage.url, mkdir=True)
+                self._sending: Any = self._objects
             else:
-                self._objects = from_url(
-                    storage.url,
-                    config=options.config,
-                    client_options=options.client,
-                    retry_config={
-                        "max_retries": 6,
-                        "retry_timeout": timedelta(seconds=180),
-                        "backoff": {
-                            "init_backoff": timedelta(milliseconds=200),
-                            "max_backoff": timedelta(seconds=8),
-                        },
-                    },
+                self._objects, self._sending = (
+                    from_url(storage.url, config=options.config, client_options=client, retry_config=_RETRIES)
+                    for client in (options.client, options.sending)
                 )
         except (exceptions.BaseError, ValueError, OSError) as error:
             raise StorageError(
@@ -73,8 +72,9 @@ class Store:
 
     def put(self, key: str, content: bytes | Sequence[Bytes]) -> None:
         """Create the object `key`; several buffers are put one after the other. Raises StorageError."""
+        size = len(content) if isinstance(content, bytes) else sum(map(len, content))
         with _told(self.url, key):
-            obstore.put(self._objects, key, content, use_multipart=False)
+            obstore.put(self._sending if size >= _LARGE else self._objects, key, content, use_multipart=False)
 
     def get(self, key: str, most: int = LARGEST_DOCUMENT) -> bytes:
         """The content of a document. Raises NotFoundError, StorageError, IntegrityError where it has more than `most` bytes."""

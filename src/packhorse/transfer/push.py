@@ -27,7 +27,7 @@ from packhorse.store import condemned, tags
 from packhorse.store.existing import Existing
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
-from packhorse.store.uploader import Uploader
+from packhorse.store.uploader import HELD, HELD_DEEP, Uploader
 from packhorse.transfer import arriving
 from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
@@ -82,6 +82,7 @@ class _Push:
         *,
         level: int,
         threads: int | None,
+        connections: int | None,
         repair: bool,
     ) -> None:
         self.level, self.threads = level, threads
@@ -105,7 +106,8 @@ class _Push:
         self.mended: dict[str, Manifest] = {}
         """Listed shared manifests of which all frames were sent again, by their digests; `sent` tells where they lie."""
         self.existing = Existing(store, [] if repair else everything, self.taken)
-        self.uploader = Uploader(store)
+        held = HELD if level < frames.DEEP else HELD_DEEP
+        self.uploader = Uploader(store, connections=connections, held=held)
         self.result = PushResult(snapshot="", tag=tag)
 
     def packages(self, interpreter: Callable[[], Interpreter]) -> list[_Part]:
@@ -380,6 +382,7 @@ def push(
     exclude: Sequence[str] = (),
     level: int = frames.DEFAULT_LEVEL,
     threads: int | None = None,
+    connections: int | None = None,
     deadline: float | None = None,
     repair: bool = False,
 ) -> PushResult:
@@ -387,9 +390,9 @@ def push(
     have: under the same names, so that corrupt or lost objects are there again.
 
     `interpreter` tells what made packages that no install recorded; `exclude` are patterns of shared files that
-    are never saved; `level` and `threads` are those of `write`. At `deadline` (time.monotonic) what is completely stored is tagged and the rest named in
-    the result. Raises StorageError, and PackhorseError where `packages/` changes meanwhile or is only partly
-    restored.
+    are never saved; `level` and `threads` are those of `write`, `connections` that of the uploader. At `deadline`
+    (time.monotonic) what is completely stored is tagged and the rest named in the result. Raises StorageError, and
+    PackhorseError where `packages/` changes meanwhile or is only partly restored.
     """
     started = time.monotonic()
     lock = root.use_packages()
@@ -398,17 +401,23 @@ def push(
             raise PackhorseError(
                 f"The last pull into {root.path} was not finished.", "Run `packhorse pull` first."
             )
-        run = _Push(root, store, tag, progress, warn, level=level, threads=threads, repair=repair)
+        run = _Push(
+            root,
+            store,
+            tag,
+            progress,
+            warn,
+            level=level,
+            threads=threads,
+            connections=connections,
+            repair=repair,
+        )
         parts: list[_Part] = []
-        try:
-            if "packages" in directories:
-                parts += run.packages(interpreter)
-            if any(name in directories for name in SHARED):
-                parts += run.shared([name for name in SHARED if name in directories], exclude, deadline)
-            run.uploader.finish()
-        except BaseException:
-            run.uploader.abandon()
-            raise
+        if "packages" in directories:
+            parts += run.packages(interpreter)
+        if any(name in directories for name in SHARED):
+            parts += run.shared([name for name in SHARED if name in directories], exclude, deadline)
+        run.uploader.finish()
         run.publish(parts, partial=deadline is not None and bool(run.result.unsaved))
     finally:
         os.close(lock)
