@@ -22,7 +22,7 @@ from packhorse.snapshot.index import Index
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
 from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.scan import Found, look, scan
-from packhorse.snapshot.writer import Placed, Written, placement_of, write
+from packhorse.snapshot.writer import PACK_MOST, Placed, Written, placement_of, write
 
 
 class Packs:
@@ -120,6 +120,16 @@ def test_packs_hold_frames_back_to_back_under_a_name_that_is_theirs(base: Path) 
         assert [p.offset for p in inside] == [sum(p.length for p in inside[:i]) for i in range(len(inside))]
         assert sum(p.length for p in inside) == len(content)
         assert frames.group_digest(p.digest for p in inside).hex() == name
+
+
+def test_a_pack_grows_no_larger_than_is_allowed_with_the_frame_that_fills_it(base: Path) -> None:
+    packs = Packs()
+    for number, size in enumerate((3, 8, 5, 4, 7, 6, 6, 1, 1, 8, 2)):
+        (base / f"{number:02}").write_bytes(os.urandom(size << 20))
+    _write(base, packs)
+    sizes = [len(content) for content in packs.packs.values()]
+    assert max(sizes) <= PACK_MOST
+    assert sorted(sizes) == sorted(size << 20 for size in (3, 8, 9, 7, 6, 8, 8, 2))
 
 
 def test_the_same_content_is_stored_once(base: Path) -> None:

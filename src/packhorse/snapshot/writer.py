@@ -40,8 +40,9 @@ from packhorse.watch.memory import keep_freed
 
 NONCE = 32
 """Random bytes at the end of a pack, a frame that no manifest uses, give it a name that no other has."""
-PACK = 8 << 20
-"""A pack is closed when it holds this many bytes; two are filled while others are on their way."""
+PACK, PACK_MOST = 8 << 20, 10 << 20
+"""A pack is closed when it holds this many bytes, and before a frame that would make more of it than the second number; two
+are filled while others are on their way."""
 HELD, HELD_DEEP = 56 << 20, 72 << 20
 """Bytes of frames that are read, compressed or wait to be packed, with what that takes; at levels where it is much."""
 
@@ -106,6 +107,8 @@ class _Packer:
         self._size = 0
 
     def add(self, digest: bytes, codec: int, stored: frames.Bytes, stored_digest: bytes) -> None:
+        if self._size + len(stored) > PACK_MOST:
+            self.flush()
         self._waiting.append((digest, codec, stored, stored_digest))
         self._size += len(stored)
         if self._size >= PACK:
@@ -149,9 +152,9 @@ def write(
 
     Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
     (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
-    many as there are processors, at most 6, and no more than HELD has room for. After `deadline` (time.monotonic) no further frame is begun. No pack gets
-    a name that is `taken`. Frames with the digests `holes` are not on this disk. Raises what `sink` raises, and
-    PackhorseError where one of those has to be read.
+    many as there are processors, at most 6, and no more than HELD has room for. After `deadline` (time.monotonic) no
+    further frame is begun. No pack gets a name that is `taken`. Frames with the digests `holes` are not on this disk.
+    Raises what `sink` raises, and PackhorseError where one of those has to be read.
     """
     started = now()  # what changed shortly before may change again while it is read
     files, links = _named_once(found)

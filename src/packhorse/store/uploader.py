@@ -11,7 +11,7 @@ from packhorse.store.objects import Store
 
 FIRST, MOST = 2, 4
 """Packs on their way at a time: at the start, and the most."""
-HELD, HELD_DEEP = 28 << 20, 12 << 20
+HELD, HELD_DEEP = 40 << 20, 12 << 20
 """The most bytes on their way at a time, unless a single pack has more; at levels where frames take more memory, and so
 long that the line waits for them."""
 _FAST, _SLOW = 10.0, 60.0
