@@ -149,6 +149,14 @@ def test_a_large_program_of_the_environment_can_be_executed(start: Start, first:
     assert run.wait() == 0, run.errors()
 
 
+def test_a_large_program_of_the_environment_can_be_the_command(
+    start: Start, here: Worker, first: Worker
+) -> None:
+    run = start("run", "--", here.path / "packages/program", "there")
+    assert run.line() == "there"
+    assert run.wait() == 0, run.errors()
+
+
 def test_a_file_that_somebody_has_open_comes_before_the_start_and_the_others_after_it(
     start: Start, here: Worker, first: Worker
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +160,65 @@ r.start(); r.wanted("./p", 4); r.fill("./p", content=content)
     run = gate(restores, *python('subprocess.run(["./p", "there"])'))
     assert run.line() == "there"
     assert run.wait() == 0
+
+
+STARTS_LATE = '''
+import shutil
+def lets_start(name, content):
+    """The command can start only when this file, which the kernel needs for that, is there; that takes long."""
+    r.hold(name, size=len(content), mode=0o755)
+    r.record("started"); r.link.send(Start())
+    r.wanted(name, 4); r.fill(name, content=content)
+    assert isinstance(r.link.receive()[0], Child)
+    r.record("pulled")
+echo = open(shutil.which("echo"), "rb").read()
+'''
+
+
+def test_a_command_that_is_itself_not_there_yet_starts_when_it_is(gate: Run) -> None:
+    run = gate(f'{STARTS_LATE}lets_start("p", echo)', "./p", "there")
+    assert run.line() == "there"
+    assert run.wait() == 0, run.errors()
+
+
+def test_a_script_starts_when_the_interpreter_of_its_interpreter_is_there(gate: Run, tmp_path: Path) -> None:
+    for script, interpreter in (("outer", "inner"), ("inner", "p")):
+        (tmp_path / script).write_text(f"#! {tmp_path / interpreter} {script}\n")
+        (tmp_path / script).chmod(0o755)
+    run = gate(f'{STARTS_LATE}lets_start("p", echo)', "./outer", "there")
+    assert run.line() == f"inner {tmp_path}/inner outer ./outer there"
+    assert run.wait() == 0, run.errors()
+
+
+def test_a_program_starts_when_its_loader_is_there(gate: Run, tmp_path: Path) -> None:
+    program = Path(shutil.which("echo") or "").read_bytes()
+    loader = re.search(rb"/[!-~]*/ld-[!-~]*\0", program)
+    assert loader, "a program that is linked statically"
+    (tmp_path / "p").write_bytes(program.replace(loader[0], b"./ld".ljust(len(loader[0]), b"\0")))
+    (tmp_path / "p").chmod(0o755)
+    content = f"open({os.fsdecode(loader[0][:-1])!r}, 'rb').read()"
+    run = gate(f'{STARTS_LATE}lets_start("ld", {content})', "./p", "there")
+    assert run.line() == "there"
+    assert run.wait() == 0, run.errors()
+
+
+NEVER_STARTS = 'r.hold("p", mode=0o755); r.record("started"); r.link.send(Start()); r.wanted("p", 2); '
+
+
+def test_sigterm_ends_the_wait_for_a_command_that_is_not_there(gate: Run, tmp_path: Path) -> None:
+    run = gate(f'{NEVER_STARTS}open("asked", "w").close(); forever()', "./p")
+    until((tmp_path / "asked").exists)
+    run.send(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM
+    facts = json.loads((tmp_path / "status.json").read_text())
+    assert (facts["phase"], facts["pid"]) == ("ended", None)
+
+
+def test_a_command_that_never_arrives_is_not_started(gate: Run, tmp_path: Path) -> None:
+    run = gate(f"{NEVER_STARTS}sys.exit(6)", "./p")
+    assert run.wait() == 125
+    assert "ended with exit code 6" in run.errors()
+    assert json.loads((tmp_path / "status.json").read_text())["pid"] is None
 
 
 def test_a_stop_does_not_continue_who_was_stopped_before(gate: Run) -> None:

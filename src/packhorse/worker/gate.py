@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from packhorse.worker import tree, write_leases
+from packhorse.worker.executable import find_executable, held_back
 from packhorse.worker.link import Arrived, Child, Hold, Link, Start
-from packhorse.worker.supervise import MESSAGE, Process, Supervisor
+from packhorse.worker.supervise import ENDING, MESSAGE, Process, Stopped, Supervisor
 
 MARK = "_PACKHORSE_RESTORER"
 """The variable by which everything that descends from a child is known for it when its supervisor is gone."""
@@ -106,6 +107,24 @@ class Gate:
     def marked(self) -> dict[str, str]:
         """What the environment of the child has in addition."""
         return {MARK: self._mark}
+
+    def await_command(self, name: str, environ: Mapping[str, str]) -> bool:
+        """Wait until all that execve(2) opens of a command is there; False where the restore failed before.
+
+        Whoever starts a child waits for its execve(2), with copies of the descriptors that hold files back: if that
+        waited for one of these, nobody could let go of it. What is there is never held back again.
+        Raises CannotStartError, and Stopped where a signal says so.
+        """
+        executable = find_executable(name, environ)
+
+        def on_signal(number: int) -> None:
+            if number in ENDING:
+                raise Stopped(number)
+
+        self._supervisor.wait_until(
+            lambda: bool(self.failure) or not (self._held and held_back(executable)), on_signal
+        )
+        return not self.failure
 
     def child_started(self, pid: int) -> None:
         """Tell the restorer."""

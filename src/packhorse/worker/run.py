@@ -239,6 +239,8 @@ def _run(call: Invocation, opened: Session, status: Status, backups: Backups, ga
             gate.child_started(pid)
         backups.begin(gate)
 
+    if gate is not None and not gate.await_command(call.command[0], environ):
+        return EXIT_SUPERVISOR
     code = _child(call, opened, environ, on_start, gate)
     return EXIT_SUPERVISOR if gate is not None and gate.ended_child else code
 
