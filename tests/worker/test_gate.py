@@ -34,7 +34,11 @@ def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
     restorer = tmp_path / "restorer.py"
 
     def run(
-        restores: str, *command: str, look: float = 0.2, env: Mapping[str, str] | None = None, limit: str = ""
+        restores: str,
+        *command: str,
+        look: float = 0.2,
+        env: Mapping[str, str] | None = None,
+        before: tuple[str, ...] = (),
     ) -> Started:
         restorer.write_text(PREAMBLE + restores)
         environ = {
@@ -45,7 +49,6 @@ def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
             **(env or {}),
         }
         words = command[1:] if command[0] == "--" else command
-        before = ["prlimit", f"--nofile={limit}"] if limit else []
         argv = [*before, sys.executable, gate_driver.__file__, str(look), *words]
         started.append(Started(argv, environ, packhorse.directory))
         return started[-1]
@@ -64,6 +67,7 @@ def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
 
 
 FILL_WHEN_WANTED = 'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); r.record("pulled")'
+READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
 
 
 @pytest.mark.parametrize(
@@ -263,8 +267,6 @@ def test_while_somebody_else_waits_for_a_file_the_child_is_stopped(gate: Run, tm
     assert run.errors().count("outside of the command") == 1
 
 
-READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
-
 
 @pytest.mark.parametrize(
     ("end", "why"),
@@ -323,6 +325,65 @@ def test_a_killed_supervisor_takes_the_command_with_it(gate: Run, tmp_path: Path
     assert (tmp_path / "out").read_bytes() == b""
 
 
+def test_a_supervisor_that_is_killed_while_the_command_is_stopped_takes_it_along(
+    gate: Run, tmp_path: Path
+) -> None:
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); r.end_with_supervisor()'
+    run = gate(restores, *python('say("up", os.getpid()); say(open("a").read(3))'))
+    pid = int(run.line().split()[1])
+    outside = subprocess.Popen(["cat", "a"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    until(lambda: "outside of the command" in run.errors())
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    run.process.kill()
+    until(lambda: "orphans ended" in run.errors())
+    assert not alive(pid)
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    outside.wait()
+
+
+def _stderr_to(fifo: Path, how: str) -> tuple[str, ...]:
+    """What is put in front of a command whose stderr is a pipe with a name."""
+    os.mkfifo(fifo)
+    return ("bash", "-c", f'exec "$@" 2{how}{fifo}', "bash")
+
+
+def test_a_killed_supervisor_takes_the_command_with_it_though_nobody_reads_stderr(
+    gate: Run, tmp_path: Path
+) -> None:
+    before = _stderr_to(tmp_path / "stderr", ">")
+    reader = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    run = gate('r.hold("a"); r.start(); r.wanted("a"); r.end_with_supervisor()', *READER, before=before)
+    pid = int(run.line())
+    os.close(reader)
+    run.process.kill()
+    until(lambda: not alive(pid))
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+
+
+def test_a_restore_that_fails_ends_the_command_though_stderr_is_full(gate: Run, tmp_path: Path) -> None:
+    program = """
+fd = os.open("stderr", os.O_RDWR | os.O_NONBLOCK)
+try:
+    while True: os.write(fd, bytes(1024))
+except BlockingIOError: say(os.getpid())
+say(repr(open("a").read(3)))
+"""
+    before = _stderr_to(tmp_path / "stderr", "<>")
+    run = gate('r.hold("a"); r.start(); r.wanted("a"); sys.exit(6)', *python(program), before=before)
+    pid = int(run.line())
+    until(lambda: not alive(pid), "the end of the command")
+    assert run.process.poll() is None, "it waits to tell why"
+    reader = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    os.read(reader, 1 << 20)
+    assert run.wait() == 125
+    assert b"so the command was ended" in os.read(reader, 1 << 20)
+    os.close(reader)
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+
+
 def test_sigterm_ends_the_restore_after_the_command(gate: Run) -> None:
     """Which may still need a file for its own end."""
     restores = 'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); forever()'
@@ -368,14 +429,14 @@ say(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 say([l for n in os.listdir("/proc/self/fd") if (l := os.path.basename(os.path.realpath(f"/proc/self/fd/{n}")))[:1] == "f" and l[1:].isdigit()])
 say(open("f399").read(3))
 """
-    run = gate(restores, *python(program), limit="128:")
+    run = gate(restores, *python(program), before=("prlimit", "--nofile=128:"))
     assert [run.line(), run.line(), run.line()] == ["128", "[]", "fff"]
     assert run.wait() == 0
 
 
 def test_files_that_cannot_all_be_held_are_a_restore_that_fails(gate: Run) -> None:
     restores = 'r.hold("a"); r.link.hold([(n, r.files["a"][1], False) for n in range(1, 100)]); r.start()'
-    run = gate(restores, "cat", "a", limit="60:60")
+    run = gate(restores, "cat", "a", before=("prlimit", "--nofile=60:60"))
     assert run.wait() == 125
     assert "RLIMIT_NOFILE" in run.errors()
 

@@ -281,6 +281,9 @@ class Gate:
         if self._restorer is not None:
             self._restorer.send(signal.SIGKILL)
         self.ended_child = self._child in tree.processes()
+        processes.kill()
+        self._let_go()
+        # Last, since stderr may be a pipe that nobody reads.
         if self.ended_child:
             self._warn(
                 f"the restore failed while the command ran ({why}), so the command was ended: files that it may read "
@@ -288,8 +291,6 @@ class Gate:
             )
         else:
             self._warn(f"the restore failed: {why}. Start again to go on with it.")
-        processes.kill()
-        self._let_go()
 
     def _let_go(self) -> None:
         for descriptor in self._held.values():
@@ -327,12 +328,14 @@ def end_orphans(child: int, warn: Callable[[str], None]) -> None:
         known.update(tree.descendants(alive, known, (own,)))
         return [pid for pid in known if pid in alive]
 
-    if find():
-        warn(
-            "the supervisor of the command was killed while the restore was on its way, so the command was ended: "
-            "files that it may read are not there. Start it again to go on with the restore."
-        )
+    found = find()
     tree.kill(find)
+    if found:
+        with contextlib.suppress(OSError):  # who read stderr may be gone as well
+            warn(
+                "the supervisor of the command was killed while the restore was on its way, so the command was ended: "
+                "files that it may read are not there. Start it again to go on with the restore."
+            )
 
 
 def _environment(pid: int) -> bytes:
