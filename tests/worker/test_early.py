@@ -203,6 +203,32 @@ def test_the_status_file_tells_how_far_the_restore_is(
     assert run.wait() == 0
 
 
+STDERR = {
+    "full": 'exec "$@" 2> /dev/full',
+    "gone": 'exec 3> >(:); wait $!; exec "$@" 2>&3',
+}
+
+
+@pytest.mark.parametrize("mode", ["early", "ready"])
+@pytest.mark.parametrize("stderr", STDERR)
+def test_a_stderr_that_fails_ends_neither_command_nor_restore(
+    start: Start, here: Worker, first: Worker, mode: str, stderr: str
+) -> None:
+    program = f"""{READS}taking(15)
+try: os.write(2, b"x")
+except OSError: say("fails here too")
+for name in {LARGE}: read(name)
+take(15)
+"""
+    before = ("bash", "-c", STDERR[stderr], "bash")
+    run = start("run", *python(program), env={"PACKHORSE_RUN_START": mode}, before=before)
+    assert run.line() == "fails here too"
+    assert [run.line() for _ in LARGE] == [_digest(first, name) for name in LARGE]
+    until(lambda: here.root.state().state == "complete")
+    run.send(signal.SIGTERM)
+    assert run.wait() == 0
+
+
 # --- who is killed ---
 
 
