@@ -79,7 +79,8 @@ def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None
             backups = Backups(call, opened, status)
             gate = _gate(call, opened, status, look)
             code = _boot_and_run(call, opened, snapshot, status, backups, gate)
-            if gate is not None and gate.failure and _may_install(call, snapshot):
+            ended_here = gate is not None and (gate.ended_child or status.facts["pid"] is None)
+            if gate is not None and gate.failure and ended_here and _may_install(call, snapshot):
                 call.speech.warn("starting once more when all is restored, as run.on-restore-failure says")
                 status.enter("booting")
                 code = _boot_and_run(call, opened, snapshot, status, backups, None)
