@@ -284,6 +284,7 @@ def test_a_restore_that_fails_ends_the_command(gate: Run, end: str, why: str) ->
     assert run.process.stdout is not None
     assert run.process.stdout.read() == b""
     assert run.errors().count("so the command was ended") == 1
+    assert "so it goes on" not in run.errors()
     assert why in run.errors()
     assert not alive(pid)
 
@@ -457,6 +458,54 @@ def test_after_a_restore_that_failed_the_command_starts_once_more_where_that_is_
     assert [run.line(), run.line(), run.line()] == ["begins", "begins", "False"], run.errors()
     assert run.wait() == 0
     assert "starting once more" in run.errors()
+
+
+def test_a_command_that_ended_by_itself_is_not_started_once_more(gate: Run, tmp_path: Path) -> None:
+    """Though the restore fails while what it left behind is being ended."""
+    (tmp_path / "requirements.txt").write_text("")
+    env = {
+        "PACKHORSE_RUN_ON_RESTORE_FAILURE": "install",
+        "PACKHORSE_ENVIRONMENT_REQUIREMENTS": "requirements.txt",
+        "LEAVES_WITHIN": "1000",
+    }
+    os.mkfifo(tmp_path / "go")
+    program = """
+taking(15); say("begins")
+if not os.fork(): os.setsid(); take(15); open("go", "w").close(); time.sleep(1000)
+"""
+    run = gate('r.hold("a"); r.start(); open("go").read(); os._exit(6)', *python(program), env=env)
+    assert run.line() == "begins"
+    assert run.wait() == 0, run.errors()
+    assert "the restore failed: " in run.errors()
+    assert "starting once more" not in run.errors()
+
+
+@pytest.mark.parametrize("end", ["sys.exit(6)", "os.kill(os.getpid(), 9)"])
+def test_a_command_goes_on_for_which_everything_is_there_when_the_restore_fails(
+    gate: Run, tmp_path: Path, end: str
+) -> None:
+    restores = f'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); {end}'
+    run = gate(restores, *python('taking(15); say(open("a").read(3)); take(15); say("end"); sys.exit(7)'))
+    assert run.line() == "aaa"
+    until(lambda: json.loads((tmp_path / "status.json").read_text())["restoring"] is False)
+    run.send(signal.SIGTERM)
+    assert run.line() == "end"
+    assert run.wait() == 7
+    assert run.errors().count("so it goes on; the next start finishes the restore") == 1
+    assert "restore failed" not in run.errors()
+
+
+def test_a_command_starts_for_which_everything_is_there_when_the_restore_fails(gate: Run) -> None:
+    """Before the supervisor looks; the root is recorded as partly restored."""
+    restores = """
+from packhorse.root import Root, State
+Root(Path(r.options.result).parents[2]).record(State(state="partial"))
+r.record("started"); r.link.send(Start()); os._exit(6)
+"""
+    run = gate(f"from pathlib import Path\n{restores}", *python('taking(15); say("up"); take(15)'))
+    assert run.line() == "up", run.errors()
+    run.send(signal.SIGTERM)
+    assert run.wait() == 0, run.errors()
 
 
 @pytest.mark.parametrize("stopped_by", ["renewals", "ctrl-z"])

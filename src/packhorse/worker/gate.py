@@ -204,8 +204,13 @@ class Gate:
     def _settle(self, code: int) -> None:
         if not self._ending:
             self._receive()
-            if self.started and (code or self._held):
+            if self.started and self._held:
                 self._fail(_how(code))
+            elif self.started and code and not self.failure:
+                self._warn(
+                    f"{_how(code)} when every file was there that the command needs, so it goes on; the next start "
+                    "finishes the restore"
+                )
         self.code = code
         if not self.started:
             self._let_go()

@@ -205,7 +205,7 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate
             supervisor.wait_until(
                 lambda: gate.started or gate.code is not None, lambda number: on_signal(restorer, number)
             )
-            code = gate.code or (1 if gate.failure else 0)
+            code = 1 if gate.failure else 0 if gate.started else gate.code or 0
             status.facts["restoring"] = gate.restoring
             if not gate.restoring:
                 supervisor.end_leftovers(restorer, orphans=False)
@@ -226,9 +226,8 @@ def _nothing_to_restore(config: Config, root: Root) -> bool:
 
 
 def _run(call: Invocation, opened: Session, status: Status, backups: Backups, gate: Gate | None) -> int:
-    restoring = gate is not None and gate.restoring
-    environ = _environment(call, opened, partial=restoring)
-    if gate is not None and restoring:
+    environ = _environment(call, opened, partial=gate is not None and gate.started)
+    if gate is not None and gate.restoring:
         environ |= gate.marked
     for line in path_report.lines(call.root, environ, call.config.run.app_path):
         call.speech.note(line)
