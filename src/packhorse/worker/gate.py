@@ -44,12 +44,14 @@ class Gate:
     ) -> None:
         """`on_complete` is called when everything is restored. `look`: seconds between two looks at what is wanted.
 
-        What is found wanted at two looks is renewed, so 0 stands for a quarter of what the kernel waits.
+        What is found wanted at two looks is renewed, so 0 stands for a quarter of what the kernel waits: half of that time is over
+        then. The third quarter is for stopping the command, and in the last one it is killed if it did not stop.
         """
         self._supervisor = supervisor
         self._warn = warn
         self._on_complete = on_complete
-        self._look_every = look or write_leases.break_time() / 4
+        self._quarter = write_leases.break_time() / 4
+        self._look_every = look or self._quarter
         self._link: Link | None = None
         self._restorer: Process | None = None
         self._mark = ""
@@ -61,7 +63,7 @@ class Gate:
         self._refused: set[int] = set()
         """What could not be renewed; the child is stopped until it is there."""
         self._running_since = 0.0
-        """When the command did not stop that had to, for the first time since it last did; 0 where it does."""
+        """Since when the command is being stopped in vain; 0 where it stops."""
         self._looking = False
         self._warned = False
         self._ending = False
@@ -190,8 +192,8 @@ class Gate:
         executed = any(
             number in self._programs and write_leases.wanted(self._held[number]) for number in there
         )
-        if executed:
-            self._supervisor.tree.stop()
+        if executed and not self._supervisor.tree.stop(_RETRY):
+            self._supervisor.resume()  # as a rule exec(2) finds no writer all the same
         for number in there:
             os.close(self._held.pop(number))
         self._refused.difference_update(there)
@@ -238,13 +240,13 @@ class Gate:
 
     def _renew(self, numbers: Iterable[int]) -> None:
         """Have the kernel begin its count again for those who want these files."""
-        restorer, stopped = self._restorer, self._supervisor.tree.stop()
+        restorer, since = self._restorer, self._running_since or time.monotonic()
+        stopped = self._supervisor.tree.stop(max(since + self._quarter - time.monotonic(), 0))
         if not stopped or restorer is None:
             self._supervisor.resume()
-            now = time.monotonic()
-            self._running_since = self._running_since or now
-            if now - self._running_since > self._look_every:
-                self._fail("a process of the command does not stop, such as one that a debugger holds")
+            self._running_since = since
+            if time.monotonic() - since >= min(self._look_every, self._quarter):
+                self._fail_at_once("a process of the command does not stop, such as one that a debugger holds")
             return  # until the next look
         self._running_since = 0.0
         self._refused = {
@@ -278,11 +280,15 @@ class Gate:
 
     def _fail(self, why: str) -> None:
         """The restore failed: end all who may read what is not there, then let go."""
+        if not self.failure and not self._ending:
+            self._supervisor.tree.stop()  # so that nobody sees others end, and acts on it
+            self._fail_at_once(why)
+
+    def _fail_at_once(self, why: str) -> None:
         if self.failure or self._ending:
             return
         self.failure = why
         processes = self._supervisor.tree
-        processes.stop()
         if self._restorer is not None:
             self._restorer.send(signal.SIGKILL)
         self.ended_child = self._child in tree.processes()

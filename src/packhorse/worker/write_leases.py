@@ -15,7 +15,7 @@ import signal
 from pathlib import Path
 
 SHORTEST_BREAK = 8.0
-"""Seconds; with less before the kernel lets an opener through, there is no time to see to it."""
+"""Seconds; with less before the kernel lets an opener through, there is no time to see to it (`Gate`)."""
 WANTED = signal.SIGRTMIN + 1
 """The signal by which a restorer learns that files are wanted; blocked in all its threads."""
 SIGNALS = (WANTED, signal.SIGIO)
