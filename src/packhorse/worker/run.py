@@ -83,6 +83,8 @@ def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None
             if gate is not None and gate.failure and ended_here and _may_install(call, snapshot):
                 call.speech.warn("starting once more when all is restored, as run.on-restore-failure says")
                 status.enter("booting")
+                with call.supervisor.interruptible():
+                    opened.empty()  # of what the command left that was ended
                 code = _boot_and_run(call, opened, snapshot, status, backups, None)
             if status.facts["pid"] is not None:
                 backups.finish()
