@@ -12,6 +12,7 @@ import fcntl
 import os
 import resource
 import signal
+import tempfile
 from pathlib import Path
 
 SHORTEST_BREAK = 8.0
@@ -96,9 +97,8 @@ def probe(directory: Path) -> str:
     if break_time() < SHORTEST_BREAK:
         return f"the kernel ends leases after {break_time():.0f} s (fs.lease-break-time)"
     unheard = os.getpid(), signal.SIGURG  # ignored by default
-    path = directory / f".lease-{os.getpid()}"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor, path = tempfile.mkstemp(prefix=".lease-", dir=directory)
     except OSError as error:
         return f"a file cannot be made in {directory}: {error.strerror}"
     try:
