@@ -453,7 +453,11 @@ def test_after_a_restore_that_failed_the_command_starts_once_more_where_that_is_
         "PACKHORSE_RUN_ON_MISSING": "install",
         "PACKHORSE_ENVIRONMENT_REQUIREMENTS": "requirements.txt",
     }
-    program = 'say("begins"); say(os.path.exists("a") and open("a").read())'
+    program = """
+say("begins", *os.listdir(os.environ["TMPDIR"]))
+open(os.path.join(os.environ["TMPDIR"], "left"), "w").close()
+say(os.path.exists("a") and open("a").read())
+"""
     run = gate(restores, *python(program), env=env)
     assert [run.line(), run.line(), run.line()] == ["begins", "begins", "False"], run.errors()
     assert run.wait() == 0

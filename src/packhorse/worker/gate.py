@@ -136,8 +136,10 @@ class Gate:
                 self._link.send(Child(pid))
 
     def close(self) -> None:
-        """End the restorer if it is not through, then let go of everything. The child and what it left are gone."""
+        """End the restorer if it is not through, then let go of everything. The child and what it left are gone, or are ended."""
         self._ending = True
+        if self._held:
+            self._supervisor.tree.kill()
         restorer = self._restorer
         if restorer is not None and restorer.code is None:
             restorer.send(signal.SIGTERM)
@@ -270,7 +272,8 @@ class Gate:
         if not self._held:
             yield
             return
-        self._supervisor.tree.stop()
+        if not self._supervisor.tree.stop():
+            self._fail_at_once("a process of the command does not stop with the others")
         try:
             yield
         finally:
