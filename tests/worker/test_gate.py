@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -548,6 +549,43 @@ def test_on_a_terminal_only_the_stops_of_others_are_job_control(
         assert console.exit_code() == 0
     finally:
         console.close()
+
+
+def test_a_supervisor_that_stood_still_for_a_while_goes_on(gate: Run, tmp_path: Path) -> None:
+    """Longer than until its next timer."""
+    os.mkfifo(tmp_path / "go")
+    run = gate('r.hold("a"); r.start(); open("go").read(); r.fill("a")', *READER)
+    run.line()
+    run.send(signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 1)
+    run.send(signal.SIGCONT)
+    (tmp_path / "go").write_text("")
+    assert run.line() == "'aaa'"
+    assert run.wait() == 0, run.errors()
+
+
+@pytest.mark.namespaces
+def test_a_command_is_ended_that_the_kernel_may_have_let_through_while_the_supervisor_stood_still(
+    gate: Run, tmp_path: Path
+) -> None:
+    """As in a container that is frozen. Here the kernel waits longer than it says."""
+    (tmp_path / "seconds").write_text("8\n")
+    script = 'mount --bind seconds /proc/sys/fs/lease-break-time && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", script, "sh")
+    run = gate('r.hold("a"); r.start(); forever()', *READER, before=before)
+    pid = int(run.line())
+    wchan = Path(f"/proc/{pid}/wchan")
+    until(lambda: "lease" in wchan.read_text() or wchan.read_text() == "0", "the command to wait")
+    run.send(signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 7)
+    run.send(signal.SIGCONT)
+    assert run.wait() == 125
+    assert "stopped for too long" in run.errors()
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    assert not alive(pid)
 
 
 # --- under a debugger ---

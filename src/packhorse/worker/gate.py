@@ -65,6 +65,8 @@ class Gate:
         self._running_since = 0.0
         """Since when the command is being stopped in vain; 0 where it stops."""
         self._looking = False
+        self._looked = 0.0
+        """When that was."""
         self._warned = False
         self._ending = False
         self.started = False
@@ -186,7 +188,8 @@ class Gate:
         self._programs.update(message.programs)
         if not self._looking:
             self._looking = True
-            self._supervisor.at(time.monotonic() + self._look_every, self._look)
+            self._looked = time.monotonic()
+            self._supervisor.at(self._looked + self._look_every, self._look)
 
     def _arrived(self, numbers: Iterable[int]) -> None:
         there = [number for number in numbers if number in self._held]
@@ -232,6 +235,11 @@ class Gate:
         if not self._held:
             return
         wanted = {number for number, descriptor in self._held.items() if write_leases.wanted(descriptor)}
+        before, self._looked = self._looked, time.monotonic()
+        if wanted and not self._supervisor.tree.stopped and self._looked - before > 3 * self._quarter:
+            # Who waited at the last look had done so for a quarter, and may have been let through.
+            self._fail("packhorse itself was stopped for too long to hold files back")
+            return
         due = wanted & self._wanted | self._refused
         self._wanted = wanted
         if due:
@@ -277,6 +285,7 @@ class Gate:
         try:
             yield
         finally:
+            self._looked = time.monotonic()
             self._renew([n for n, descriptor in self._held.items() if write_leases.wanted(descriptor)])
 
     # --- the end ---
