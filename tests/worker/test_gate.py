@@ -268,7 +268,6 @@ def test_while_somebody_else_waits_for_a_file_the_child_is_stopped(gate: Run, tm
     assert run.errors().count("outside of the command") == 1
 
 
-
 @pytest.mark.parametrize(
     ("end", "why"),
     [

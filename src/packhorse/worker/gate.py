@@ -256,7 +256,9 @@ class Gate:
             self._supervisor.resume()
             self._running_since = since
             if time.monotonic() - since >= min(self._look_every, self._quarter):
-                self._fail_at_once("a process of the command does not stop, such as one that a debugger holds")
+                self._fail_at_once(
+                    "a process of the command does not stop, such as one that a debugger holds"
+                )
             return  # until the next look
         self._running_since = 0.0
         self._refused = {

@@ -153,6 +153,12 @@ def _boot_and_run(
 def _gate(call: Invocation, opened: Session, status: Status, look: float) -> Gate | None:
     if call.config.run.start == "complete":
         return None
+    if not call.supervisor.adopts:
+        call.speech.warn(
+            f'run.start = "{call.config.run.start}" cannot work here, so the command starts when all is there: the '
+            "system does not hand over orphans (PR_SET_CHILD_SUBREAPER), so nobody could see to all of its processes"
+        )
+        return None
     from packhorse.worker.gate import Gate
 
     def on_complete() -> None:

@@ -119,7 +119,8 @@ class Supervisor:
             if _has_children()
             else set[int]()
         )
-        self._adopts = os.getpid() == 1 or _become_subreaper()
+        self.adopts = os.getpid() == 1 or _become_subreaper()
+        """Whether orphans of what is started here are handed to this process."""
 
     # --- processes ---
 
@@ -257,7 +258,7 @@ class Supervisor:
                 self._serve(until)
 
     def _leftovers(self, group: int, orphans: bool) -> set[int]:
-        if self._adopts and not _has_children():
+        if self.adopts and not _has_children():
             return set()  # no need to look through /proc
         alive = tree.processes()
         found = {pid for pid, seen in alive.items() if seen.group == group}
