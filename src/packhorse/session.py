@@ -56,6 +56,13 @@ class Session:
         """Tell other hosts that share the root that this session lives."""
         os.utime(self.descriptor)
 
+    def empty(self) -> None:
+        """Empty the directories; what cannot be removed stays."""
+        for directory in (self.tmp, self.build):
+            with contextlib.suppress(OSError):
+                atomic.remove_tree(directory)
+            os.makedirs(directory, 0o700, exist_ok=True)
+
     def release(self) -> None:
         """Leave the directories to the owner process."""
         os.close(self.descriptor)

@@ -45,10 +45,11 @@ def test_a_full_stdout_ends_a_command_with_5_and_no_traceback(packhorse: Packhor
     assert "no space left" in done.stderr
 
 
-def test_a_push_works_without_a_stderr(packhorse: Packhorse, root_path: Path) -> None:
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_a_push_works_without_a_stderr(packhorse: Packhorse, root_path: Path, stderr: str) -> None:
     packhorse("status")
     (root_path / "models" / "weights").write_text("weights")
-    done = _shell(packhorse, "packhorse push --json 2>&-")
+    done = _shell(packhorse, f"packhorse push --json {stderr}")
     assert done.returncode == 0
     assert json.loads(done.stdout)["pushed"] == ["shared"]
 

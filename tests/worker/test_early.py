@@ -87,12 +87,21 @@ def _restorer(run: Started) -> int:
     return int(until(find, "a restorer"))
 
 
-def _waiting(start: Start, name: str = "models/first") -> tuple[Started, int, int]:
-    """A run whose command waits for a file, of a restorer that stands still; also the ids of both."""
-    program = f'{READS}taking(10); say(os.getpid()); take(10); say("opens"); read({name!r})'
-    run = start("run", *python(program))
+def _waiting(
+    start: Start, store: Path | None = None, before: tuple[str, ...] = ()
+) -> tuple[Started, int, int]:
+    """A run whose command waits for a file, of a restorer that stands still, or of a `store` that does; also the ids of
+    both."""
+    program = f'{READS}taking(10); say(os.getpid()); take(10); say("opens"); read("models/first")'
+    run = start("run", *python(program), before=before)
     child, restorer = int(run.line()), _restorer(run)
-    os.kill(restorer, signal.SIGSTOP)
+    if store is None:
+        os.kill(restorer, signal.SIGSTOP)
+    else:
+        (store / "packs").rename(store / "kept")
+        (store / "packs").mkdir()
+        for pack in (store / "kept").iterdir():
+            os.mkfifo(store / "packs" / pack.name)
     run.send(signal.SIGUSR1)
     assert run.line() == "opens"
     wchan = Path(f"/proc/{child}/wchan")
@@ -149,6 +158,14 @@ def test_a_large_program_of_the_environment_can_be_executed(start: Start, first:
     assert run.wait() == 0, run.errors()
 
 
+def test_a_large_program_of_the_environment_can_be_the_command(
+    start: Start, here: Worker, first: Worker
+) -> None:
+    run = start("run", "--", here.path / "packages/program", "there")
+    assert run.line() == "there"
+    assert run.wait() == 0, run.errors()
+
+
 def test_a_file_that_somebody_has_open_comes_before_the_start_and_the_others_after_it(
     start: Start, here: Worker, first: Worker
 ) -> None:
@@ -186,6 +203,32 @@ def test_the_status_file_tells_how_far_the_restore_is(
     assert run.wait() == 0
 
 
+STDERR = {
+    "full": 'exec "$@" 2> /dev/full',
+    "gone": 'exec 3> >(:); wait $!; exec "$@" 2>&3',
+}
+
+
+@pytest.mark.parametrize("mode", ["early", "ready"])
+@pytest.mark.parametrize("stderr", STDERR)
+def test_a_stderr_that_fails_ends_neither_command_nor_restore(
+    start: Start, here: Worker, first: Worker, mode: str, stderr: str
+) -> None:
+    program = f"""{READS}taking(15)
+try: os.write(2, b"x")
+except OSError: say("fails here too")
+for name in {LARGE}: read(name)
+take(15)
+"""
+    before = ("bash", "-c", STDERR[stderr], "bash")
+    run = start("run", *python(program), env={"PACKHORSE_RUN_START": mode}, before=before)
+    assert run.line() == "fails here too"
+    assert [run.line() for _ in LARGE] == [_digest(first, name) for name in LARGE]
+    until(lambda: here.root.state().state == "complete")
+    run.send(signal.SIGTERM)
+    assert run.wait() == 0
+
+
 # --- who is killed ---
 
 
@@ -211,6 +254,27 @@ def test_a_killed_supervisor_takes_command_and_restorer_with_it(
     until(lambda: not alive(child) and not alive(restorer))
     assert run.errors().count("supervisor of the command was killed") == 1
     assert _said(run) == b""
+    _next_run_completes(start, here, first)
+
+
+@pytest.mark.parametrize("stderr", ["read", "gone"])
+def test_a_supervisor_that_is_killed_while_the_command_waits_takes_it_along(
+    start: Start, here: Worker, first: Worker, tmp_path: Path, stderr: str
+) -> None:
+    os.mkfifo(tmp_path / "stderr")
+    reader = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    store = tmp_path / "store"
+    run, child, restorer = _waiting(start, store, ("sh", "-c", 'exec "$@" 2> stderr', "sh"))
+    if stderr == "gone":
+        os.close(reader)
+    run.process.kill()
+    until(lambda: not alive(child) and not alive(restorer))
+    assert _said(run) == b""
+    shutil.rmtree(store / "packs")
+    (store / "kept").rename(store / "packs")
+    if stderr == "read":
+        assert b"supervisor of the command was killed" in os.read(reader, 1 << 16)
+        os.close(reader)
     _next_run_completes(start, here, first)
 
 

@@ -20,7 +20,7 @@ from tests import servers
 from tests.servers import S3Server
 from tests.snapshot.fatbins import Section, code, container, library
 from tests.transfer.workers import Worker, persistent, settle
-from tests.worker import another_user, without_leases
+from tests.worker import another_user, without
 from tests.worker.conftest import Start, Started, alive, python, until
 
 from packhorse.config import Storage
@@ -151,8 +151,18 @@ def test_where_few_files_may_be_open_the_largest_are_held_and_the_others_are_the
 def test_where_no_file_system_has_leases_early_is_complete_and_says_so(
     start: Start, here: Worker, first: Worker
 ) -> None:
-    held = _reads_everything(start, here, first, before=(sys.executable, without_leases.__file__))
+    held = _reads_everything(start, here, first, before=(sys.executable, without.__file__, "leases"))
     assert held == []
+
+
+def test_where_orphans_are_handed_to_others_early_is_complete_and_says_so(
+    start: Start, here: Worker, first: Worker
+) -> None:
+    before = (sys.executable, without.__file__, "adoption")
+    run = start("run", *python(f"{READS}held(); read(large[3])"), before=before)
+    assert [run.line(), run.line()] == ["", _digest(first, LARGE[3])]
+    assert run.wait() == 0
+    assert "does not hand over orphans" in run.errors()
 
 
 # --- privileges ---

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -32,7 +35,11 @@ def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
     restorer = tmp_path / "restorer.py"
 
     def run(
-        restores: str, *command: str, look: float = 0.2, env: Mapping[str, str] | None = None, limit: str = ""
+        restores: str,
+        *command: str,
+        look: float = 0.2,
+        env: Mapping[str, str] | None = None,
+        before: tuple[str, ...] = (),
     ) -> Started:
         restorer.write_text(PREAMBLE + restores)
         environ = {
@@ -43,7 +50,6 @@ def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
             **(env or {}),
         }
         words = command[1:] if command[0] == "--" else command
-        before = ["prlimit", f"--nofile={limit}"] if limit else []
         argv = [*before, sys.executable, gate_driver.__file__, str(look), *words]
         started.append(Started(argv, environ, packhorse.directory))
         return started[-1]
@@ -62,6 +68,7 @@ def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
 
 
 FILL_WHEN_WANTED = 'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); r.record("pulled")'
+READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
 
 
 @pytest.mark.parametrize(
@@ -160,6 +167,65 @@ r.start(); r.wanted("./p", 4); r.fill("./p", content=content)
     assert run.wait() == 0
 
 
+STARTS_LATE = '''
+import shutil
+def lets_start(name, content):
+    """The command can start only when this file, which the kernel needs for that, is there; that takes long."""
+    r.hold(name, size=len(content), mode=0o755)
+    r.record("started"); r.link.send(Start())
+    r.wanted(name, 4); r.fill(name, content=content)
+    assert isinstance(r.link.receive()[0], Child)
+    r.record("pulled")
+echo = open(shutil.which("echo"), "rb").read()
+'''
+
+
+def test_a_command_that_is_itself_not_there_yet_starts_when_it_is(gate: Run) -> None:
+    run = gate(f'{STARTS_LATE}lets_start("p", echo)', "./p", "there")
+    assert run.line() == "there"
+    assert run.wait() == 0, run.errors()
+
+
+def test_a_script_starts_when_the_interpreter_of_its_interpreter_is_there(gate: Run, tmp_path: Path) -> None:
+    for script, interpreter in (("outer", "inner"), ("inner", "p")):
+        (tmp_path / script).write_text(f"#! {tmp_path / interpreter} {script}\n")
+        (tmp_path / script).chmod(0o755)
+    run = gate(f'{STARTS_LATE}lets_start("p", echo)', "./outer", "there")
+    assert run.line() == f"inner {tmp_path}/inner outer ./outer there"
+    assert run.wait() == 0, run.errors()
+
+
+def test_a_program_starts_when_its_loader_is_there(gate: Run, tmp_path: Path) -> None:
+    program = Path(shutil.which("echo") or "").read_bytes()
+    loader = re.search(rb"/[!-~]*/ld-[!-~]*\0", program)
+    assert loader, "a program that is linked statically"
+    (tmp_path / "p").write_bytes(program.replace(loader[0], b"./ld".ljust(len(loader[0]), b"\0")))
+    (tmp_path / "p").chmod(0o755)
+    content = f"open({os.fsdecode(loader[0][:-1])!r}, 'rb').read()"
+    run = gate(f'{STARTS_LATE}lets_start("ld", {content})', "./p", "there")
+    assert run.line() == "there"
+    assert run.wait() == 0, run.errors()
+
+
+NEVER_STARTS = 'r.hold("p", mode=0o755); r.record("started"); r.link.send(Start()); r.wanted("p", 2); '
+
+
+def test_sigterm_ends_the_wait_for_a_command_that_is_not_there(gate: Run, tmp_path: Path) -> None:
+    run = gate(f'{NEVER_STARTS}open("asked", "w").close(); forever()', "./p")
+    until((tmp_path / "asked").exists)
+    run.send(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM
+    facts = json.loads((tmp_path / "status.json").read_text())
+    assert (facts["phase"], facts["pid"]) == ("ended", None)
+
+
+def test_a_command_that_never_arrives_is_not_started(gate: Run, tmp_path: Path) -> None:
+    run = gate(f"{NEVER_STARTS}sys.exit(6)", "./p")
+    assert run.wait() == 125
+    assert "ended with exit code 6" in run.errors()
+    assert json.loads((tmp_path / "status.json").read_text())["pid"] is None
+
+
 def test_a_stop_does_not_continue_who_was_stopped_before(gate: Run) -> None:
     program = """
 p = subprocess.Popen(["sleep", "1000"])
@@ -202,9 +268,6 @@ def test_while_somebody_else_waits_for_a_file_the_child_is_stopped(gate: Run, tm
     assert run.errors().count("outside of the command") == 1
 
 
-READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
-
-
 @pytest.mark.parametrize(
     ("end", "why"),
     [
@@ -221,6 +284,7 @@ def test_a_restore_that_fails_ends_the_command(gate: Run, end: str, why: str) ->
     assert run.process.stdout is not None
     assert run.process.stdout.read() == b""
     assert run.errors().count("so the command was ended") == 1
+    assert "so it goes on" not in run.errors()
     assert why in run.errors()
     assert not alive(pid)
 
@@ -260,6 +324,65 @@ def test_a_killed_supervisor_takes_the_command_with_it(gate: Run, tmp_path: Path
     assert not any(map(alive, pids))
     assert "supervisor of the command was killed" in run.errors()
     assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_a_supervisor_that_is_killed_while_the_command_is_stopped_takes_it_along(
+    gate: Run, tmp_path: Path
+) -> None:
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); r.end_with_supervisor()'
+    run = gate(restores, *python('say("up", os.getpid()); say(open("a").read(3))'))
+    pid = int(run.line().split()[1])
+    outside = subprocess.Popen(["cat", "a"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    until(lambda: "outside of the command" in run.errors())
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    run.process.kill()
+    until(lambda: "orphans ended" in run.errors())
+    assert not alive(pid)
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    outside.wait()
+
+
+def _stderr_to(fifo: Path, how: str) -> tuple[str, ...]:
+    """What is put in front of a command whose stderr is a pipe with a name."""
+    os.mkfifo(fifo)
+    return ("bash", "-c", f'exec "$@" 2{how}{fifo}', "bash")
+
+
+def test_a_killed_supervisor_takes_the_command_with_it_though_nobody_reads_stderr(
+    gate: Run, tmp_path: Path
+) -> None:
+    before = _stderr_to(tmp_path / "stderr", ">")
+    reader = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    run = gate('r.hold("a"); r.start(); r.wanted("a"); r.end_with_supervisor()', *READER, before=before)
+    pid = int(run.line())
+    os.close(reader)
+    run.process.kill()
+    until(lambda: not alive(pid))
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+
+
+def test_a_restore_that_fails_ends_the_command_though_stderr_is_full(gate: Run, tmp_path: Path) -> None:
+    program = """
+fd = os.open("stderr", os.O_RDWR | os.O_NONBLOCK)
+try:
+    while True: os.write(fd, bytes(1024))
+except BlockingIOError: say(os.getpid())
+say(repr(open("a").read(3)))
+"""
+    before = _stderr_to(tmp_path / "stderr", "<>")
+    run = gate('r.hold("a"); r.start(); r.wanted("a"); sys.exit(6)', *python(program), before=before)
+    pid = int(run.line())
+    until(lambda: not alive(pid), "the end of the command")
+    assert run.process.poll() is None, "it waits to tell why"
+    reader = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    os.read(reader, 1 << 20)
+    assert run.wait() == 125
+    assert b"so the command was ended" in os.read(reader, 1 << 20)
+    os.close(reader)
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
 
 
 def test_sigterm_ends_the_restore_after_the_command(gate: Run) -> None:
@@ -307,14 +430,14 @@ say(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 say([l for n in os.listdir("/proc/self/fd") if (l := os.path.basename(os.path.realpath(f"/proc/self/fd/{n}")))[:1] == "f" and l[1:].isdigit()])
 say(open("f399").read(3))
 """
-    run = gate(restores, *python(program), limit="128:")
+    run = gate(restores, *python(program), before=("prlimit", "--nofile=128:"))
     assert [run.line(), run.line(), run.line()] == ["128", "[]", "fff"]
     assert run.wait() == 0
 
 
 def test_files_that_cannot_all_be_held_are_a_restore_that_fails(gate: Run) -> None:
     restores = 'r.hold("a"); r.link.hold([(n, r.files["a"][1], False) for n in range(1, 100)]); r.start()'
-    run = gate(restores, "cat", "a", limit="60:60")
+    run = gate(restores, "cat", "a", before=("prlimit", "--nofile=60:60"))
     assert run.wait() == 125
     assert "RLIMIT_NOFILE" in run.errors()
 
@@ -330,11 +453,63 @@ def test_after_a_restore_that_failed_the_command_starts_once_more_where_that_is_
         "PACKHORSE_RUN_ON_MISSING": "install",
         "PACKHORSE_ENVIRONMENT_REQUIREMENTS": "requirements.txt",
     }
-    program = 'say("begins"); say(os.path.exists("a") and open("a").read())'
+    program = """
+say("begins", *os.listdir(os.environ["TMPDIR"]))
+open(os.path.join(os.environ["TMPDIR"], "left"), "w").close()
+say(os.path.exists("a") and open("a").read())
+"""
     run = gate(restores, *python(program), env=env)
     assert [run.line(), run.line(), run.line()] == ["begins", "begins", "False"], run.errors()
     assert run.wait() == 0
     assert "starting once more" in run.errors()
+
+
+def test_a_command_that_ended_by_itself_is_not_started_once_more(gate: Run, tmp_path: Path) -> None:
+    """Though the restore fails while what it left behind is being ended."""
+    (tmp_path / "requirements.txt").write_text("")
+    env = {
+        "PACKHORSE_RUN_ON_RESTORE_FAILURE": "install",
+        "PACKHORSE_ENVIRONMENT_REQUIREMENTS": "requirements.txt",
+        "LEAVES_WITHIN": "1000",
+    }
+    os.mkfifo(tmp_path / "go")
+    program = """
+taking(15); say("begins")
+if not os.fork(): os.setsid(); take(15); open("go", "w").close(); time.sleep(1000)
+"""
+    run = gate('r.hold("a"); r.start(); open("go").read(); os._exit(6)', *python(program), env=env)
+    assert run.line() == "begins"
+    assert run.wait() == 0, run.errors()
+    assert "the restore failed: " in run.errors()
+    assert "starting once more" not in run.errors()
+
+
+@pytest.mark.parametrize("end", ["sys.exit(6)", "os.kill(os.getpid(), 9)"])
+def test_a_command_goes_on_for_which_everything_is_there_when_the_restore_fails(
+    gate: Run, tmp_path: Path, end: str
+) -> None:
+    restores = f'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); {end}'
+    run = gate(restores, *python('taking(15); say(open("a").read(3)); take(15); say("end"); sys.exit(7)'))
+    assert run.line() == "aaa"
+    until(lambda: json.loads((tmp_path / "status.json").read_text())["restoring"] is False)
+    run.send(signal.SIGTERM)
+    assert run.line() == "end"
+    assert run.wait() == 7
+    assert run.errors().count("so it goes on; the next start finishes the restore") == 1
+    assert "restore failed" not in run.errors()
+
+
+def test_a_command_starts_for_which_everything_is_there_when_the_restore_fails(gate: Run) -> None:
+    """Before the supervisor looks; the root is recorded as partly restored."""
+    restores = """
+from packhorse.root import Root, State
+Root(Path(r.options.result).parents[2]).record(State(state="partial"))
+r.record("started"); r.link.send(Start()); os._exit(6)
+"""
+    run = gate(f"from pathlib import Path\n{restores}", *python('taking(15); say("up"); take(15)'))
+    assert run.line() == "up", run.errors()
+    run.send(signal.SIGTERM)
+    assert run.wait() == 0, run.errors()
 
 
 @pytest.mark.parametrize("stopped_by", ["renewals", "ctrl-z"])
@@ -373,6 +548,43 @@ def test_on_a_terminal_only_the_stops_of_others_are_job_control(
         assert console.exit_code() == 0
     finally:
         console.close()
+
+
+def test_a_supervisor_that_stood_still_for_a_while_goes_on(gate: Run, tmp_path: Path) -> None:
+    """Longer than until its next timer."""
+    os.mkfifo(tmp_path / "go")
+    run = gate('r.hold("a"); r.start(); open("go").read(); r.fill("a")', *READER)
+    run.line()
+    run.send(signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 1)
+    run.send(signal.SIGCONT)
+    (tmp_path / "go").write_text("")
+    assert run.line() == "'aaa'"
+    assert run.wait() == 0, run.errors()
+
+
+@pytest.mark.namespaces
+def test_a_command_is_ended_that_the_kernel_may_have_let_through_while_the_supervisor_stood_still(
+    gate: Run, tmp_path: Path
+) -> None:
+    """As in a container that is frozen. Here the kernel waits longer than it says."""
+    (tmp_path / "seconds").write_text("8\n")
+    script = 'mount --bind seconds /proc/sys/fs/lease-break-time && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", script, "sh")
+    run = gate('r.hold("a"); r.start(); forever()', *READER, before=before)
+    pid = int(run.line())
+    wchan = Path(f"/proc/{pid}/wchan")
+    until(lambda: "lease" in wchan.read_text() or wchan.read_text() == "0", "the command to wait")
+    run.send(signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 7)
+    run.send(signal.SIGCONT)
+    assert run.wait() == 125
+    assert "stopped for too long" in run.errors()
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
+    assert not alive(pid)
 
 
 # --- under a debugger ---

@@ -128,6 +128,14 @@ def test_who_is_continued_by_somebody_else_is_stopped_again(grown: list[Grown]) 
     until(lambda: each.states() == {"S"})
 
 
+def test_where_not_all_stop_in_the_time_there_is_all_run_on(grown: list[Grown]) -> None:
+    each = Grown("sleep", "1000")
+    grown.append(each)
+    assert not each.tree.stop(0)
+    assert not each.tree.stopped
+    until(lambda: each.states() == {"S"})
+
+
 def test_who_was_stopped_before_stays_so(grown: list[Grown]) -> None:
     each = Grown("sleep", "1000")
     grown.append(each)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.worker import without_leases
+from tests.worker import without
 
 from packhorse.worker.write_leases import probe
 
@@ -55,8 +55,13 @@ def test_a_directory_with_leases_is_found_out_and_left_as_it_was(tmp_path: Path)
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_not_in_the_way(tmp_path: Path) -> None:
+    leaves = "import os; os.chdir(sys.argv[1]); open(f'.lease-{os.getpid()}', 'x').close()"
+    assert _printed(sys.executable, "-c", PROBE.replace("; print", f"; {leaves}; print"), str(tmp_path)) == ""
+
+
 def test_a_file_system_without_leases_is_found_out_and_left_as_it_was(tmp_path: Path) -> None:
-    why = _printed(sys.executable, without_leases.__file__, sys.executable, "-c", PROBE, str(tmp_path))
+    why = _printed(sys.executable, without.__file__, "leases", sys.executable, "-c", PROBE, str(tmp_path))
     assert why == "the file system has no leases: Invalid argument"
     assert os.listdir(tmp_path) == []
 

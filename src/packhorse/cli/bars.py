@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from packhorse.cli.console import unfailing
+
 
 class Bars:
     """One bar a stage; the finished ones stay above."""
@@ -20,6 +22,7 @@ class Bars:
     def __exit__(self, *exc: object) -> None:
         self._close()
 
+    @unfailing
     def stage(self, name: str, total: int | None = None) -> None:
         """A new bar; a stage of unknown size is a line."""
         self._close()
@@ -28,11 +31,13 @@ class Bars:
         else:
             self._bar = tqdm(desc=name, total=total, unit="B", unit_scale=True, leave=True, file=sys.stderr)
 
+    @unfailing
     def advance(self, count: int) -> None:
         """Move the bar of the present stage on by `count` bytes."""
         if self._bar is not None:
             self._bar.update(count)
 
+    @unfailing
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()

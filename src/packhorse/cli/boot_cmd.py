@@ -34,16 +34,16 @@ def command(result_file: Path, snapshot: str, link: int | None, profile: tuple[s
     def report(facts: BootFacts) -> None:
         atomic.write_file(result_file, msgspec.json.encode(facts))
 
+    setup = Setup(context.load(), os.environ)
     early = None
     if link is not None:
         from packhorse.worker.link import Link
         from packhorse.worker.restorer import Restorer
 
-        arrivals = os.environ.get(ARRIVALS, "")
+        arrivals = setup.environ.get(ARRIVALS, "")
         patient = {"asked": "never", "once": "once", "random": "slowly"}.get(arrivals.partition(":")[0], "")
         restorer = Restorer(Link.inherited(link), console.warn, patient)
         early = Early(restorer, *profile, report, arrivals)
-    setup = Setup(context.load(), os.environ)
     context.mind_default_store(setup.config)
     with console.progress() as progress:
         boot = Boot(setup, progress, console.note, console.warn, early)

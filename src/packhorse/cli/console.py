@@ -1,18 +1,20 @@
 """What a person or a program sees: results on stdout, progress and notes on stderr, errors in two sentences.
 
-Knows how to print; decides nothing.
+Knows how to print; decides nothing. A stderr that fails (its reader is gone, its disk full) ends nothing: what else there is to
+say is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -21,6 +23,7 @@ from packhorse.progress import Progress, Silent
 
 _settings = {"json": False, "quiet": False, "verbose": False}
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 
 _PLACES = ("--config", "--root", "--store", "--tag")
 SHARED = (*_PLACES, "--json", "-q", "--quiet", "-v", "--verbose")
@@ -88,12 +91,28 @@ def keep_stdout() -> None:
     _settings["json"] = False
 
 
+def unfailing(say: Callable[P, None]) -> Callable[P, None]:
+    """`say`, which prints to stderr; when that fails nothing more is printed there by this process."""
+
+    @functools.wraps(say)
+    def said(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            say(*args, **kwargs)
+        except OSError:
+            # What is in the buffer would fail again when the interpreter ends. The descriptor stays: a child has it too.
+            sys.stderr = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115
+
+    return said
+
+
+@unfailing
 def note(text: str) -> None:
     """One line for the person at the terminal or in the log."""
     if not _settings["quiet"]:
         click.echo(f"packhorse: {text}", err=True)
 
 
+@unfailing
 def warn(text: str) -> None:
     """One line that is printed even with -q."""
     click.echo(f"packhorse: warning: {text}", err=True)
@@ -111,18 +130,22 @@ def result(facts: object, text: str) -> None:
 
 def show_error(error: PackhorseError, exit_code: int) -> None:
     """Print a failure: two sentences on stderr; with --json also an object on stdout."""
-    if _settings["verbose"]:
-        import traceback
-
-        traceback.print_exception(error)
-    with contextlib.suppress(OSError):  # whoever read it may be gone; the exit code still tells
-        click.echo(f"packhorse: {error}", err=True)
+    _print_error(error)
     if _settings["json"]:
         import msgspec
 
         facts = {"error": error.what, "remedy": error.remedy, "exit_code": exit_code}
         with contextlib.suppress(OSError):  # it may be stdout that failed
             click.echo(msgspec.json.encode(facts).decode())
+
+
+@unfailing
+def _print_error(error: PackhorseError) -> None:
+    if _settings["verbose"]:
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"packhorse: {error}", err=True)
 
 
 def operating_system_error(error: Exception) -> PackhorseError:
@@ -186,11 +209,13 @@ class _Lines:
         self.name, self.total, self.done = "", 0, 0
         self.started = self.last = time.monotonic()
 
+    @unfailing
     def stage(self, name: str, total: int | None = None) -> None:
         self.name, self.total, self.done = name, total or 0, 0
         self.started = self.last = time.monotonic()
         click.echo(f"packhorse: {name}" + (f" ({megabytes(total)})" if total else ""), err=True)
 
+    @unfailing
     def advance(self, count: int) -> None:
         self.done += count
         now = time.monotonic()

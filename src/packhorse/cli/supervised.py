@@ -55,7 +55,7 @@ def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
                 command=words,
                 environ=os.environ,
                 flags=context.repeated_flags(),
-                speech=Speech(_unfailing(console.note), _unfailing(console.warn)),
+                speech=Speech(console.note, console.warn),
                 supervisor=supervisor,
             )
         )
@@ -64,15 +64,3 @@ def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
     except CannotStartError as error:
         console.show_error(error, error.exit_code)
         return error.exit_code
-
-
-def _unfailing(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Who read our stderr may be gone, or its disk full; the child, its code and its backup are worth more."""
-
-    def line(text: str) -> None:
-        try:
-            say(text)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else the interpreter fails over it when it ends
-
-    return line

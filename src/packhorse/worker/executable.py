@@ -1,12 +1,21 @@
-"""Which file the name of a command stands for, and in what words it is told that there is none or that it does not start."""
+"""Which file the name of a command stands for, whether the kernel would wait for it, and in what words it is told that there
+is none or that it does not start."""
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Mapping
 
 from packhorse.errors import CannotStartError, CommandNotFoundError
+
+_DEEPEST = 7
+"""Files that execve(2) opens one for the other at most: scripts that run scripts, a program, its loader."""
+_FIRST_LINE = 256
+"""Bytes of a file that the kernel looks at (execve(2), "Interpreter scripts")."""
+_LONGEST_PATH = 4096
+_PT_INTERP = b"\3\0\0\0"  # elf(5)
 
 
 def find_executable(name: str, environ: Mapping[str, str]) -> str:
@@ -39,6 +48,43 @@ def find_executable(name: str, environ: Mapping[str, str]) -> str:
     if os.path.isdir(name):
         raise CannotStartError(f'exec: "{name}": is a directory.', "Give the path of a file.")
     raise CommandNotFoundError(f'exec: "{name}": no such file or directory.', "Check its path.")
+
+
+def held_back(executable: str) -> bool:
+    """Whether execve(2) of a file would wait, since a lease (fcntl(2)) is on it, on the interpreter in its first line, or on
+    the loader of either. Whoever has the lease hears that the file is wanted."""
+    opened = os.fsencode(executable)
+    for _ in range(_DEEPEST):
+        try:
+            descriptor = os.open(opened, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # execve(2) tells why
+        try:
+            opened = _opened_next(descriptor).partition(b"\0")[0]
+        finally:
+            os.close(descriptor)
+        if not opened:
+            return False
+    return False
+
+
+def _opened_next(descriptor: int) -> bytes:
+    """What the kernel opens to execute this file: the interpreter of a script, the loader of a program; else nothing."""
+    head = os.pread(descriptor, _FIRST_LINE, 0)
+    if head.startswith(b"#!"):
+        words = head[2:].partition(b"\n")[0].split()
+        return words[0] if words else b""
+    if not head.startswith(b"\x7fELF\x02\x01") or len(head) < 64:  # 64 bits, little-endian
+        return b""
+    (at,), (size, count) = struct.unpack_from("<Q", head, 32), struct.unpack_from("<HH", head, 54)
+    for number in range(count):
+        header = os.pread(descriptor, 40, at + number * size)
+        if len(header) == 40 and header.startswith(_PT_INTERP):
+            offset, length = struct.unpack_from("<8xQ16xQ", header)
+            return os.pread(descriptor, min(length, _LONGEST_PATH), offset)
+    return b""
 
 
 def cannot_start(name: str, executable: str, error: OSError) -> CannotStartError:

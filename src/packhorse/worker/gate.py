@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from packhorse.worker import tree, write_leases
+from packhorse.worker.executable import find_executable, held_back
 from packhorse.worker.link import Arrived, Child, Hold, Link, Start
-from packhorse.worker.supervise import MESSAGE, Process, Supervisor
+from packhorse.worker.supervise import ENDING, MESSAGE, Process, Stopped, Supervisor
 
 MARK = "_PACKHORSE_RESTORER"
 """The variable by which everything that descends from a child is known for it when its supervisor is gone."""
@@ -43,12 +44,14 @@ class Gate:
     ) -> None:
         """`on_complete` is called when everything is restored. `look`: seconds between two looks at what is wanted.
 
-        What is found wanted at two looks is renewed, so 0 stands for a quarter of what the kernel waits.
+        What is found wanted at two looks is renewed, so 0 stands for a quarter of what the kernel waits: half of that time is over
+        then. The third quarter is for stopping the command, and in the last one it is killed if it did not stop.
         """
         self._supervisor = supervisor
         self._warn = warn
         self._on_complete = on_complete
-        self._look_every = look or write_leases.break_time() / 4
+        self._quarter = write_leases.break_time() / 4
+        self._look_every = look or self._quarter
         self._link: Link | None = None
         self._restorer: Process | None = None
         self._mark = ""
@@ -60,8 +63,10 @@ class Gate:
         self._refused: set[int] = set()
         """What could not be renewed; the child is stopped until it is there."""
         self._running_since = 0.0
-        """When the command did not stop that had to, for the first time since it last did; 0 where it does."""
+        """Since when the command is being stopped in vain; 0 where it stops."""
         self._looking = False
+        self._looked = 0.0
+        """When that was."""
         self._warned = False
         self._ending = False
         self.started = False
@@ -107,6 +112,24 @@ class Gate:
         """What the environment of the child has in addition."""
         return {MARK: self._mark}
 
+    def await_command(self, name: str, environ: Mapping[str, str]) -> bool:
+        """Wait until all that execve(2) opens of a command is there; False where the restore failed before.
+
+        Whoever starts a child waits for its execve(2), with copies of the descriptors that hold files back: if that
+        waited for one of these, nobody could let go of it. What is there is never held back again.
+        Raises CannotStartError, and Stopped where a signal says so.
+        """
+        executable = find_executable(name, environ)
+
+        def on_signal(number: int) -> None:
+            if number in ENDING:
+                raise Stopped(number)
+
+        self._supervisor.wait_until(
+            lambda: bool(self.failure) or not (self._held and held_back(executable)), on_signal
+        )
+        return not self.failure
+
     def child_started(self, pid: int) -> None:
         """Tell the restorer."""
         self._child = pid
@@ -115,8 +138,10 @@ class Gate:
                 self._link.send(Child(pid))
 
     def close(self) -> None:
-        """End the restorer if it is not through, then let go of everything. The child and what it left are gone."""
+        """End the restorer if it is not through, then let go of everything. The child and what it left are gone, or are ended."""
         self._ending = True
+        if self._held:
+            self._supervisor.tree.kill()
         restorer = self._restorer
         if restorer is not None and restorer.code is None:
             restorer.send(signal.SIGTERM)
@@ -163,7 +188,8 @@ class Gate:
         self._programs.update(message.programs)
         if not self._looking:
             self._looking = True
-            self._supervisor.at(time.monotonic() + self._look_every, self._look)
+            self._looked = time.monotonic()
+            self._supervisor.at(self._looked + self._look_every, self._look)
 
     def _arrived(self, numbers: Iterable[int]) -> None:
         there = [number for number in numbers if number in self._held]
@@ -171,8 +197,8 @@ class Gate:
         executed = any(
             number in self._programs and write_leases.wanted(self._held[number]) for number in there
         )
-        if executed:
-            self._supervisor.tree.stop()
+        if executed and not self._supervisor.tree.stop(_RETRY):
+            self._supervisor.resume()  # as a rule exec(2) finds no writer all the same
         for number in there:
             os.close(self._held.pop(number))
         self._refused.difference_update(there)
@@ -185,8 +211,13 @@ class Gate:
     def _settle(self, code: int) -> None:
         if not self._ending:
             self._receive()
-            if self.started and (code or self._held):
+            if self.started and self._held:
                 self._fail(_how(code))
+            elif self.started and code and not self.failure:
+                self._warn(
+                    f"{_how(code)} when every file was there that the command needs, so it goes on; the next start "
+                    "finishes the restore"
+                )
         self.code = code
         if not self.started:
             self._let_go()
@@ -204,6 +235,11 @@ class Gate:
         if not self._held:
             return
         wanted = {number for number, descriptor in self._held.items() if write_leases.wanted(descriptor)}
+        before, self._looked = self._looked, time.monotonic()
+        if wanted and not self._supervisor.tree.stopped and self._looked - before > 3 * self._quarter:
+            # Who waited at the last look had done so for a quarter, and may have been let through.
+            self._fail("packhorse itself was stopped for too long to hold files back")
+            return
         due = wanted & self._wanted | self._refused
         self._wanted = wanted
         if due:
@@ -214,13 +250,15 @@ class Gate:
 
     def _renew(self, numbers: Iterable[int]) -> None:
         """Have the kernel begin its count again for those who want these files."""
-        restorer, stopped = self._restorer, self._supervisor.tree.stop()
+        restorer, since = self._restorer, self._running_since or time.monotonic()
+        stopped = self._supervisor.tree.stop(max(since + self._quarter - time.monotonic(), 0))
         if not stopped or restorer is None:
             self._supervisor.resume()
-            now = time.monotonic()
-            self._running_since = self._running_since or now
-            if now - self._running_since > self._look_every:
-                self._fail("a process of the command does not stop, such as one that a debugger holds")
+            self._running_since = since
+            if time.monotonic() - since >= min(self._look_every, self._quarter):
+                self._fail_at_once(
+                    "a process of the command does not stop, such as one that a debugger holds"
+                )
             return  # until the next look
         self._running_since = 0.0
         self._refused = {
@@ -244,24 +282,33 @@ class Gate:
         if not self._held:
             yield
             return
-        self._supervisor.tree.stop()
+        if not self._supervisor.tree.stop():
+            self._fail_at_once("a process of the command does not stop with the others")
         try:
             yield
         finally:
+            self._looked = time.monotonic()
             self._renew([n for n, descriptor in self._held.items() if write_leases.wanted(descriptor)])
 
     # --- the end ---
 
     def _fail(self, why: str) -> None:
         """The restore failed: end all who may read what is not there, then let go."""
+        if not self.failure and not self._ending:
+            self._supervisor.tree.stop()  # so that nobody sees others end, and acts on it
+            self._fail_at_once(why)
+
+    def _fail_at_once(self, why: str) -> None:
         if self.failure or self._ending:
             return
         self.failure = why
         processes = self._supervisor.tree
-        processes.stop()
         if self._restorer is not None:
             self._restorer.send(signal.SIGKILL)
         self.ended_child = self._child in tree.processes()
+        processes.kill()
+        self._let_go()
+        # Last, since stderr may be a pipe that nobody reads.
         if self.ended_child:
             self._warn(
                 f"the restore failed while the command ran ({why}), so the command was ended: files that it may read "
@@ -269,8 +316,6 @@ class Gate:
             )
         else:
             self._warn(f"the restore failed: {why}. Start again to go on with it.")
-        processes.kill()
-        self._let_go()
 
     def _let_go(self) -> None:
         for descriptor in self._held.values():
@@ -308,12 +353,14 @@ def end_orphans(child: int, warn: Callable[[str], None]) -> None:
         known.update(tree.descendants(alive, known, (own,)))
         return [pid for pid in known if pid in alive]
 
-    if find():
-        warn(
-            "the supervisor of the command was killed while the restore was on its way, so the command was ended: "
-            "files that it may read are not there. Start it again to go on with the restore."
-        )
+    found = find()
     tree.kill(find)
+    if found:
+        with contextlib.suppress(OSError):  # who read stderr may be gone as well
+            warn(
+                "the supervisor of the command was killed while the restore was on its way, so the command was ended: "
+                "files that it may read are not there. Start it again to go on with the restore."
+            )
 
 
 def _environment(pid: int) -> bytes:

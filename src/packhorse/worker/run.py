@@ -79,9 +79,12 @@ def run(call: Invocation, *, snapshot: str = "", status_file: Path | None = None
             backups = Backups(call, opened, status)
             gate = _gate(call, opened, status, look)
             code = _boot_and_run(call, opened, snapshot, status, backups, gate)
-            if gate is not None and gate.failure and _may_install(call, snapshot):
+            ended_here = gate is not None and (gate.ended_child or status.facts["pid"] is None)
+            if gate is not None and gate.failure and ended_here and _may_install(call, snapshot):
                 call.speech.warn("starting once more when all is restored, as run.on-restore-failure says")
                 status.enter("booting")
+                with call.supervisor.interruptible():
+                    opened.empty()  # of what the command left that was ended
                 code = _boot_and_run(call, opened, snapshot, status, backups, None)
             if status.facts["pid"] is not None:
                 backups.finish()
@@ -150,6 +153,12 @@ def _boot_and_run(
 def _gate(call: Invocation, opened: Session, status: Status, look: float) -> Gate | None:
     if call.config.run.start == "complete":
         return None
+    if not call.supervisor.adopts:
+        call.speech.warn(
+            f'run.start = "{call.config.run.start}" cannot work here, so the command starts when all is there: the '
+            "system does not hand over orphans (PR_SET_CHILD_SUBREAPER), so nobody could see to all of its processes"
+        )
+        return None
     from packhorse.worker.gate import Gate
 
     def on_complete() -> None:
@@ -204,7 +213,7 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate
             supervisor.wait_until(
                 lambda: gate.started or gate.code is not None, lambda number: on_signal(restorer, number)
             )
-            code = gate.code or (1 if gate.failure else 0)
+            code = 1 if gate.failure else 0 if gate.started else gate.code or 0
             status.facts["restoring"] = gate.restoring
             if not gate.restoring:
                 supervisor.end_leftovers(restorer, orphans=False)
@@ -225,9 +234,8 @@ def _nothing_to_restore(config: Config, root: Root) -> bool:
 
 
 def _run(call: Invocation, opened: Session, status: Status, backups: Backups, gate: Gate | None) -> int:
-    restoring = gate is not None and gate.restoring
-    environ = _environment(call, opened, partial=restoring)
-    if gate is not None and restoring:
+    environ = _environment(call, opened, partial=gate is not None and gate.started)
+    if gate is not None and gate.restoring:
         environ |= gate.marked
     for line in path_report.lines(call.root, environ, call.config.run.app_path):
         call.speech.note(line)
@@ -239,6 +247,8 @@ def _run(call: Invocation, opened: Session, status: Status, backups: Backups, ga
             gate.child_started(pid)
         backups.begin(gate)
 
+    if gate is not None and not gate.await_command(call.command[0], environ):
+        return EXIT_SUPERVISOR
     code = _child(call, opened, environ, on_start, gate)
     return EXIT_SUPERVISOR if gate is not None and gate.ended_child else code
 

@@ -112,14 +112,15 @@ class Supervisor:
         if self._terminal.there:
             self._served.add(signal.SIGTSTP)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody learns how a child ended
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._served | {signal.SIGTTOU})
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._served | {signal.SIGTTOU, signal.SIGALRM})
         # Whoever replaced itself by this process (`sidecar & exec packhorse run ...`) may have left it children.
         self._strangers = (
             {pid for pid, seen in tree.processes().items() if seen.parent == os.getpid()}
             if _has_children()
             else set[int]()
         )
-        self._adopts = os.getpid() == 1 or _become_subreaper()
+        self.adopts = os.getpid() == 1 or _become_subreaper()
+        """Whether orphans of what is started here are handed to this process."""
 
     # --- processes ---
 
@@ -257,7 +258,7 @@ class Supervisor:
                 self._serve(until)
 
     def _leftovers(self, group: int, orphans: bool) -> set[int]:
-        if self._adopts and not _has_children():
+        if self.adopts and not _has_children():
             return set()  # no need to look through /proc
         alive = tree.processes()
         found = {pid for pid, seen in alive.items() if seen.group == group}
@@ -331,11 +332,14 @@ class Supervisor:
         """Wait for one signal, the next timer or `until`, and serve what is due."""
         due = [time_ for time_, _ in self._timers] + ([until] if until is not None else [])
         if due:
-            taken = signal.sigtimedwait(self._served, max(min(due) - time.monotonic(), 0))
-        else:
-            taken = signal.sigwaitinfo(self._served)
-        if taken is not None:
-            self._take(taken.si_signo)
+            signal.setitimer(signal.ITIMER_REAL, max(min(due) - time.monotonic(), 1e-6))
+        # Not sigtimedwait: when this process is stopped until the time is over, Python's gives a signal that never came.
+        taken = signal.sigwaitinfo(self._served | {signal.SIGALRM}).si_signo
+        if due:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.sigtimedwait([signal.SIGALRM], 0)  # one that came meanwhile must not interrupt other work
+        if taken != signal.SIGALRM:
+            self._take(taken)
         now = time.monotonic()
         ready = [timer for timer in self._timers if timer[0] <= now]
         self._timers = [timer for timer in self._timers if timer[0] > now]

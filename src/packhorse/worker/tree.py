@@ -7,6 +7,7 @@ nothing of why. Linux only.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -78,13 +79,13 @@ class Tree:
         """Those that live, parents first."""
         return descendants(processes(), [self._top], self._apart())
 
-    def stop(self) -> bool:
+    def stop(self, patience: float = math.inf) -> bool:
         """Stop all (SIGSTOP); those that others continued meanwhile once more.
 
         A parent is stopped before its children, so that it starts no more and does not see them stop. False where
-        it could not be done in time; all are continued then.
+        it could not be done in `patience` seconds, or in PATIENCE; all are continued then.
         """
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + min(patience, PATIENCE)
         while True:
             alive = processes()
             members = descendants(alive, [self._top], self._apart())

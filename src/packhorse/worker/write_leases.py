@@ -12,10 +12,11 @@ import fcntl
 import os
 import resource
 import signal
+import tempfile
 from pathlib import Path
 
 SHORTEST_BREAK = 8.0
-"""Seconds; with less before the kernel lets an opener through, there is no time to see to it."""
+"""Seconds; with less before the kernel lets an opener through, there is no time to see to it (`Gate`)."""
 WANTED = signal.SIGRTMIN + 1
 """The signal by which a restorer learns that files are wanted; blocked in all its threads."""
 SIGNALS = (WANTED, signal.SIGIO)
@@ -96,9 +97,8 @@ def probe(directory: Path) -> str:
     if break_time() < SHORTEST_BREAK:
         return f"the kernel ends leases after {break_time():.0f} s (fs.lease-break-time)"
     unheard = os.getpid(), signal.SIGURG  # ignored by default
-    path = directory / f".lease-{os.getpid()}"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor, path = tempfile.mkstemp(prefix=".lease-", dir=directory)
     except OSError as error:
         return f"a file cannot be made in {directory}: {error.strerror}"
     try:
