@@ -11,7 +11,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import msgspec
@@ -168,8 +168,7 @@ class Boot:
     def _fits(self) -> bool:
         """Whether the root holds this configuration's packages."""
         state = self.setup.root.state()
-        wanted = set(self._gpus().gpus)
-        sparse = state.state == "sparse" and wanted and wanted <= set(state.gpus)
+        sparse = state.state == "sparse" and self._choice.gpus and {*self._choice.gpus} <= {*state.gpus}
         if state.state != "complete" and not sparse:
             return not self.config.environment.configured
         return state.fingerprint == self.setup.fingerprint
@@ -187,7 +186,8 @@ class Boot:
             return Local(root).whole()
 
     def _pull(self, target: Target, snapshot: str) -> PullResult:
-        gpus, only = self._gpus()
+        late = self.config.run.start != "complete" or self.config.run.gpu.startswith("only")
+        gpus, only = self._choice if late else Choice()
         return pull(
             self.setup.root,
             self.setup.store,
@@ -200,7 +200,9 @@ class Boot:
             opening=None if self._lacks_packages(target, snapshot) else self._opening(),
         )
 
-    def _gpus(self) -> Choice:
+    @cached_property
+    def _choice(self) -> Choice:
+        """Whose code comes first. The driver may be asked for it, and take its time."""
         return choice(self.config.run.gpu, self.setup.environ)
 
     def _opening(self) -> Opening | None:
