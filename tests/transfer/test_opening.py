@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.snapshot.fatbins import Section, code, container, library
 from tests.transfer.conftest import NewWorker
 from tests.transfer.openings import Holder, killed, opened
 from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
@@ -356,6 +357,23 @@ def test_an_order_against_that_of_the_packs_asks_for_each_frame(new_worker: NewW
     pulled = puller.pull(opening=Opening(lambda result: None, backwards, Holder()))
     assert stored * 0.99 < pulled.transferred_bytes <= stored
     assert persistent(puller.path) == persistent(pusher.path)
+
+
+@pytest.mark.parametrize("gpus", [(), (90,)], ids=["", "code for other GPUs comes last"])
+def test_that_all_is_there_is_recorded_before_it_is_told(
+    first: Worker, here: Worker, gpus: tuple[int, ...]
+) -> None:
+    """Who is told asks the store for a profile, which may take long."""
+    codes = b"".join(container(code(name, 2 * MIB)) for name in ("sm_80", "sm_90"))
+    first.write("packages/lib.so", library(Section(b".nv_fatbin", codes)))
+    first.push()
+    told: list[str] = []
+    opening = Opening(lambda result: None, ranks, Holder(), lambda: told.append(here.root.state().state))
+    here.pull(opening=opening, gpus=gpus)
+    assert told == (["sparse", "complete"] if gpus else ["complete"])
+    here.pull(opening=opening, gpus=gpus)
+    assert told[2:] == [], "nothing had to be brought"
+    _complete(here, first)
 
 
 # --- shared files ---

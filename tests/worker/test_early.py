@@ -426,6 +426,24 @@ def test_what_was_waited_for_comes_first_the_next_time(start: Start, here: Worke
     assert [opened.path for opened in kept.files] == [opened.path for opened in stored.files]
 
 
+def test_a_command_that_ends_before_all_is_there_is_known_the_next_time(
+    start: Start, here: Worker, first: Worker
+) -> None:
+    """What it waited for is kept within the little time that the restore is then given, so not surely at the first try."""
+
+    def known_after(*names: str) -> set[str]:
+        shutil.rmtree(here.path, ignore_errors=True)
+        run = start("run", "--profile", "short", *python(f"{READS}\nfor name in {names}: read(name)"))
+        assert [run.line() for _ in names] == [_digest(first, name) for name in names]
+        assert run.wait() == 0, run.errors()
+        assert here.root.state().state == "partial"
+        profile = profiles.read(first.store, "main", "short", pytest.fail)
+        return {os.fsdecode(opened.path) for opened in profile.files} if profile is not None else set()
+
+    until(lambda: known_after("models/second", "deps/tool") == {"models/second", "deps/tool"})
+    until(lambda: known_after("packages/data") == {"models/second", "deps/tool", "packages/data"})
+
+
 def test_a_command_goes_by_the_profile_that_is_named_and_adds_to_that(
     start: Start, here: Worker, first: Worker
 ) -> None:

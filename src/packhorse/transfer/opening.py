@@ -66,4 +66,4 @@ class Opening:
     gate: Gate | None = None
     """Without one all but the code for other GPUs is there at the start."""
     arrived: Callable[[], None] = lambda: None
-    """Called when all but the code for other GPUs is there, and again when that is."""
+    """Called when all but the code for other GPUs is there and recorded, and again when that is. Must not take long."""

@@ -150,12 +150,14 @@ class _Restore:
         else:
             self._restore(packages, shared)
         self._record()
+        if self.result.pulled:
+            self._told()
         # With the index some 80 MB for 50,000 files, and the buffers for frames come on top.
         del packages, shared
         if self.code is not None and self.code.late and not self.only:
             self._fill_late(self.code)
-            self._told()
             self._record()
+            self._told()
         return self.result
 
     def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
@@ -197,7 +199,6 @@ class _Restore:
             self._remember_packages(packages)
         publication.remember()
         arriving.remove(self.root)
-        self._told()
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""
