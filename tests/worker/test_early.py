@@ -529,17 +529,24 @@ def test_code_for_other_gpus_comes_last_or_never(
     start: Start, here: Worker, with_code: Worker, mode: str, gpu: str
 ) -> None:
     env = {"PACKHORSE_RUN_START": mode, "PACKHORSE_RUN_GPU": gpu, "PACKHORSE_ARRIVALS": ""}
-    run = start("run", *python('taking(15); say("up"); take(15)'), env=env)
+    file = here.path.with_name("status.json")
+    run = start("run", "--status-file", file, *python('taking(15); say("up"); take(15)'), env=env)
     assert run.line() == "up"
     wanted = "sparse" if gpu.startswith("only") else "complete"
     until(lambda: here.root.state().state == wanted and here.root.state().snapshot)
+    until(lambda: not status(file)["restoring"])
     run.send(signal.SIGTERM)
     assert run.wait() == 0, run.errors()
+    pulled = status(file)["boot"]["pull"]
     if wanted == "complete":
         assert persistent(here.path) == persistent(with_code.path)
+        assert (pulled["cold_bytes"], pulled["cold_stored_bytes"]) == (0, 0)
+        assert "left out" not in run.errors()
     else:
         lib = (here.path / "packages/lib.so").stat()
         assert lib.st_blocks * 512 < lib.st_size - 3 * MIB
+        assert (pulled["cold_bytes"], pulled["cold_stored_bytes"]) == (4 * MIB, 4 * MIB)
+        assert run.errors().count("left out, which saves 4 MB of the disk and 4 MB of the network") == 1
 
 
 def test_a_command_goes_on_where_only_code_for_other_gpus_cannot_be_had(

@@ -353,6 +353,7 @@ class _Restore:
     def _fill_needed(self) -> None:
         if self.code is not None:
             self.code.fill_needed()
+            self._count_cold(self.code)
         self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self._late else ())
 
     def _fill_late(self, code: GpuCode) -> None:
@@ -361,8 +362,14 @@ class _Restore:
         # What is left of the disk belongs to the command.
         self.root.require_space(code.late_bytes + MARGIN, "code for other GPUs")
         code.fill_late(UNCALLED if self.opening is not None else 0)
+        self._count_cold(code)
         if not code.late:
             self.state = msgspec.structs.replace(self.state, gpus=())
+
+    def _count_cold(self, code: GpuCode) -> None:
+        brought = "packages" in self.result.pulled  # so it is known where its frames lie
+        self.result.cold_bytes = code.late_bytes
+        self.result.cold_stored_bytes = code.late_stored_bytes if brought else 0
 
     # --- publishing ---
 

@@ -189,7 +189,7 @@ class Boot:
     def _pull(self, target: Target, snapshot: str) -> PullResult:
         late = self.config.run.start != "complete" or self.config.run.gpu.startswith("only")
         gpus, only = self._choice if late else Choice()
-        return pull(
+        pulled = pull(
             self.setup.root,
             self.setup.store,
             target,
@@ -200,6 +200,16 @@ class Boot:
             only=only,
             opening=None if self._lacks_packages(target, snapshot) else self._opening(),
         )
+        if not self.started:
+            self._tell_left_out(pulled)
+        return pulled
+
+    def _tell_left_out(self, pulled: PullResult) -> None:
+        if pulled.cold_stored_bytes and self._choice.only:
+            self.note(
+                f"code for other GPUs is left out, which saves {pulled.cold_bytes / 1e6:,.0f} MB of the disk and "
+                f"{pulled.cold_stored_bytes / 1e6:,.0f} MB of the network"
+            )
 
     @cached_property
     def _choice(self) -> Choice:
@@ -222,6 +232,7 @@ class Boot:
 
         def start(pulled: PullResult) -> None:
             self.started = True
+            self._tell_left_out(pulled)
             early.report(BootFacts("pulling", pulled.snapshot, pull=pulled))
             learning.refine_at_the_end()
             early.restorer.start()
