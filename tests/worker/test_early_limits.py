@@ -414,10 +414,11 @@ def test_a_profile_that_may_not_be_read_costs_an_order_and_not_the_boot(
     assert profiled.store.list(SERVER) == before, "what could not be read is not replaced"
 
 
-def test_a_store_that_is_slow_with_a_profile_delays_nothing_else(
-    start: Start, here: Worker, with_code: Worker, server: S3Server
+@pytest.mark.parametrize("hold", ["prefix=profiles/main/", SERVER], ids=["read", "stored"])
+def test_a_store_that_is_slow_with_a_profile_holds_up_nothing_else(
+    start: Start, here: Worker, with_code: Worker, server: S3Server, hold: str
 ) -> None:
-    with Relay(server.endpoint, hold=SERVER) as relay:
+    with Relay(server.endpoint, hold=hold) as relay:
         env = {"PACKHORSE_STORAGE_ENDPOINT": relay.endpoint, "PACKHORSE_RUN_GPU": "sm_90"}
         run = start(
             "run", "--profile", "server", *python(f"{READS}{LAST_BUT_ONE}read({LAST!r}); take(15)"), env=env
@@ -425,7 +426,7 @@ def test_a_store_that_is_slow_with_a_profile_delays_nothing_else(
         for _ in (*LARGE, "packages/lib.so", LAST):
             run.line()
         until(lambda: here.root.state().state == "complete")
-        until(lambda: relay.holding, "the profile that is to be stored")
+        until(lambda: relay.holding, "a request for the profile")
         assert not with_code.store.list(SERVER)
         relay.release()
         until(lambda: with_code.store.list(SERVER))

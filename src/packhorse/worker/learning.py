@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Collection, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from packhorse.errors import PackhorseError
@@ -19,6 +20,8 @@ from packhorse.snapshot.order import Opened, refined
 from packhorse.store import profiles
 from packhorse.store.objects import Store
 
+_PATIENCE = 5.0
+"""The most seconds that the order of files waits for a profile."""
 _PARTING = 2.0
 """The most seconds from SIGTERM to the end. The supervisor has less patience."""
 
@@ -49,8 +52,9 @@ class Learning:
 
     @property
     def files(self) -> Sequence[Opened]:
-        """Those of the profile, when the store has answered; none where it has none, or cannot be read."""
-        self.wait()
+        """Those of the profile, when the store has answered; none where it has none, cannot be read, or takes too long."""
+        if self._last is not None:
+            futures.wait([self._last], _PATIENCE)
         return self._files or ()
 
     def refine(self) -> None:
