@@ -81,6 +81,11 @@ class Outcome:
         """Whether output and exit code are equal."""
         return (self.code, self.output) == (other.code, other.output)
 
+    @property
+    def early(self) -> bool:
+        """Whether it started early where that was asked for."""
+        return "cannot work here" not in self.errors
+
     def difference(self, other: Outcome) -> str:
         """What to look at where they are not the same; `other` is what is right."""
         return (

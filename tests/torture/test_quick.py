@@ -36,4 +36,8 @@ def test_a_program_gives_the_same_results_however_late_its_files_come(
         root = environment.work / "new"
         outcome = environment.run(program, mode, root)
         assert outcome.same(expected), f"{mode.name}: {outcome.difference(expected)}"
+        assert outcome.early, outcome.errors
+        if mode.arrivals == "asked":
+            late = expected.arrived - outcome.arrived
+            assert late == 0 if program.everything else late > 0
         shutil.rmtree(root)

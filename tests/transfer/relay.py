@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 _CHUNK, _PART = 1 << 16, 1 << 18
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_DENIED = b"<Error><Code>AccessDenied</Code></Error>"
 
 
 class Relay:
@@ -22,7 +23,8 @@ class Relay:
     server sends, after that many bytes. Of the answers with a part of a pack the first `stall` stop in the middle for as
     long as the relay lives, and every `break_every`th and the first `break_first` break off there; all begin `delay`
     seconds late. After `gone_after` bytes there is no server any more. The first `busy` requests for each range of a pack
-    are answered with 503 SlowDown.
+    are answered with 503 SlowDown. Requests with the words `refuse` in their address are refused (403), those with `hold` wait
+    until `release`.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class Relay:
         delay: float = 0.0,
         gone_after: int = 0,
         busy: int = 0,
+        refuse: str = "",
+        hold: str = "",
     ) -> None:
         self.asked: list[str] = []
         """The methods and paths of all requests."""
@@ -53,6 +57,14 @@ class Relay:
         self._stall, self._break_every, self._break_first = stall, break_every, break_first
         self._gone_after, self._delay, self._busy = gone_after, delay, busy
         self._parts = 0
+        self.hold = hold
+        """May be set later, too."""
+        self.refused = self.holding = 0
+        """How many requests were refused, and how many waited."""
+        self.news = threading.Condition()
+        """Tells that `holding` grew."""
+        self._refuse = refuse
+        self._released = threading.Event()
         self._ended = threading.Event()
         host = urlsplit(endpoint).netloc
         relay = self
@@ -66,7 +78,10 @@ class Relay:
                     return
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if relay._written_down(self.command, self.path, self.headers.get("Range", "")):
-                    self._refuse()
+                    self._refuse(503, _SLOW_DOWN)
+                    return
+                if relay._refuses(unquote(self.path)):
+                    self._refuse(403, _DENIED)
                     return
                 connection = http.client.HTTPConnection(host, timeout=60)
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -83,11 +98,11 @@ class Relay:
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _relay  # noqa: N815
 
-            def _refuse(self) -> None:
-                self.send_response(503)
-                self.send_header("Content-Length", str(len(_SLOW_DOWN)))
+            def _refuse(self, status: int, why: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(why)))
                 self.end_headers()
-                self.wfile.write(_SLOW_DOWN)
+                self.wfile.write(why)
 
             def _pass_on(self, answer: http.client.HTTPResponse, spoilt: bool) -> None:
                 self.send_response(answer.status)
@@ -115,6 +130,22 @@ class Relay:
     def requested(self) -> list[str]:
         """The paths of all GET requests."""
         return [path for method, _, path in (each.partition(" ") for each in self.asked) if method == "GET"]
+
+    def release(self) -> None:
+        """Nobody waits any more."""
+        self._released.set()
+
+    def _refuses(self, address: str) -> bool:
+        """Whether a request is refused, after it has waited."""
+        if self.hold and self.hold in address and not self._released.is_set():
+            with self.news:
+                self.holding += 1
+                self.news.notify_all()
+            self._released.wait()
+        refused = bool(self._refuse) and self._refuse in address
+        with self._lock:
+            self.refused += refused
+        return refused
 
     def _written_down(self, method: str, path: str, wanted: str) -> bool:
         """Whether the request is to be refused."""
@@ -170,6 +201,7 @@ class Relay:
 
     def __exit__(self, *exc: object) -> None:
         self._ended.set()
+        self.release()
         self._close()
 
     def _close(self) -> None:

@@ -105,12 +105,18 @@ def test_only_leaves_holes_and_saves_what_they_are(
     everything = whole.pull().transferred_bytes
     again = new_worker("fourth")
     assert again.root
-    assert again.pull(gpus=(90,), only=True).transferred_bytes < everything - 7 * MIB
+    pulled = again.pull(gpus=(90,), only=True)
+    assert pulled.transferred_bytes < everything - 7 * MIB
+    assert pulled.transferred_bytes + pulled.cold_stored_bytes == everything
+    assert pulled.cold_bytes == 5 * 2 * MIB, "in three files; two of them share a frame"
     assert _blocks(sparse) < _blocks(whole) - 5 * MIB
     _is_right(sparse, first, 90)
     second = sparse.pull(gpus=(90,), only=True)
     assert (second.pulled, second.transferred_bytes) == ([], 0)
+    assert (second.cold_bytes, second.cold_stored_bytes) == (pulled.cold_bytes, 0)
     assert sparse.root.state().state == "sparse"
+    completed = sparse.pull()
+    assert (completed.cold_bytes, completed.cold_stored_bytes) == (0, 0)
 
 
 @rebooted

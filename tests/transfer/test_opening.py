@@ -15,14 +15,21 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.servers import S3Server
+from tests.snapshot.fatbins import Section, code, container, library
 from tests.transfer.conftest import NewWorker
 from tests.transfer.openings import Holder, killed, opened
+from tests.transfer.relay import Relay
 from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
 
+from packhorse.config import Storage
 from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot import frames
+from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import LARGE_FILE
+from packhorse.snapshot.manifest import File
 from packhorse.snapshot.order import Opened, ranks
+from packhorse.snapshot.writer import placed_by
 from packhorse.store import tags
 from packhorse.transfer.opening import Opening
 
@@ -356,6 +363,68 @@ def test_an_order_against_that_of_the_packs_asks_for_each_frame(new_worker: NewW
     pulled = puller.pull(opening=Opening(lambda result: None, backwards, Holder()))
     assert stored * 0.99 < pulled.transferred_bytes <= stored
     assert persistent(puller.path) == persistent(pusher.path)
+
+
+def test_what_is_wanted_is_in_the_very_next_request_however_much_is_to_be_asked_for(
+    seaweedfs: S3Server, tmp_path: Path
+) -> None:
+    url, environ = f"s3://{seaweedfs.new_bucket()}", seaweedfs.environ()
+    worker = Worker(tmp_path / "first", Storage(url=url, endpoint=seaweedfs.endpoint), environ)
+    assert worker.root
+    worker.write("packages/small", "small")  # so that something is asked for before the start
+    names = [b"packages/%02d" % number for number in range(40)]
+    for name in names:
+        worker.write(os.fsdecode(name), NOISE.randbytes(2 * MIB))
+    settle(worker.path / "packages")
+    worker.push()
+    digest = worker.root.state().manifest
+    manifest = documents.decode_manifest(tags.get_manifest(worker.store, digest), "packages")
+    placed = placed_by(tags.get_placement(worker.store, manifest, digest))
+    [last] = [entry for entry in manifest.entries if b"packages/" + entry.path == names[-1]]
+    assert isinstance(last, File)
+    [number] = set(last.pieces[::3])
+    at = placed[manifest.frames[number].digest]
+    with Relay(seaweedfs.endpoint) as relay:
+        here = Worker(tmp_path / "second", Storage(url=url, endpoint=relay.endpoint), environ)
+        assert here.root
+        holder = Holder("never")
+        before: set[tuple[str, str]] = set()
+
+        def start() -> None:
+            relay.hold = "/packs/"
+            holder.held[names[0]].want()
+            with relay.news:
+                assert relay.news.wait_for(lambda: relay.holding, 20)
+            holder.release()  # all others may be asked for
+            before.update(relay.ranges)
+            holder.held[names[-1]].want()
+            relay.release()
+
+        opened(here, holder, start, connections=1)
+    asked = [each for each in relay.ranges if each not in before]
+    path, wanted = asked[0]
+    first, end = map(int, wanted.removeprefix("bytes=").split("-"))
+    assert path.endswith(at.pack)
+    assert first <= at.offset <= at.offset + at.length - 1 <= end
+    assert len(asked) > 5, "so there was much to be asked for"
+    assert persistent(here.path) == persistent(worker.path)
+
+
+@pytest.mark.parametrize("gpus", [(), (90,)], ids=["", "code for other GPUs comes last"])
+def test_that_all_is_there_is_recorded_before_it_is_told(
+    first: Worker, here: Worker, gpus: tuple[int, ...]
+) -> None:
+    """Who is told asks the store for a profile, which may take long."""
+    codes = b"".join(container(code(name, 2 * MIB)) for name in ("sm_80", "sm_90"))
+    first.write("packages/lib.so", library(Section(b".nv_fatbin", codes)))
+    first.push()
+    told: list[str] = []
+    opening = Opening(lambda result: None, ranks, Holder(), lambda: told.append(here.root.state().state))
+    here.pull(opening=opening, gpus=gpus)
+    assert told == (["sparse", "complete"] if gpus else ["complete"])
+    here.pull(opening=opening, gpus=gpus)
+    assert told[2:] == [], "nothing had to be brought"
+    _complete(here, first)
 
 
 # --- shared files ---

@@ -374,3 +374,71 @@ def test_a_second_run_joins_the_first_on_one_root_and_another_configuration_is_r
     finally:
         first.stdin.close()
         assert first.wait(timeout=30) == 0
+
+
+# --- the GPUs of this machine ---
+
+
+NVML = """
+#include <stdio.h>
+int nvmlInit_v2(void) {
+    FILE *asked = fopen(ASKED, "a");
+    fputs("asked\\n", asked);
+    return fclose(asked);
+}
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = &nvmlShutdown; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) { *major = 9; *minor = 0; return 0; }
+"""
+
+
+@pytest.fixture
+def asked(environ: dict[str, str], tmp_path: Path) -> Path:
+    """Has a line for each time that the driver of this machine was asked for its GPUs."""
+    asked, library = tmp_path / "asked", tmp_path / "driver" / "libnvidia-ml.so.1"
+    library.parent.mkdir()
+    command = ["cc", "-shared", "-fPIC", f'-DASKED="{asked}"', "-o", library, "-x", "c", "-"]
+    subprocess.run(command, input=NVML, text=True, check=True)
+    environ["LD_LIBRARY_PATH"] = str(library.parent)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [
+        ("", 0),
+        ('gpu = "only"', 1),
+        ('start = "ready"', 1),
+        ('start = "early"', 1),
+        ('start = "early"\ngpu = "all"', 0),
+        ('start = "ready"\ngpu = "only:sm_90"', 0),
+    ],
+)
+def test_the_driver_is_asked_for_gpus_once_and_only_where_their_code_comes_first(
+    run: Callable[..., Outcome],
+    configured: Callable[..., None],
+    asked: Path,
+    root_path: Path,
+    settings: str,
+    times: int,
+) -> None:
+    configured(run=settings)
+    assert run(*PRINT_VERSION).action == "installed"
+    asked.unlink(missing_ok=True)
+    shutil.rmtree(root_path)
+    assert run(*PRINT_VERSION).action in ("pulled", "pulling")
+    assert (asked.read_text() if asked.exists() else "") == "asked\n" * times
+
+
+def test_without_its_store_the_driver_is_asked_only_of_a_sparse_root(
+    run: Callable[..., Outcome], asked: Path, root_path: Path
+) -> None:
+    run(*PRINT_VERSION)
+    assert run(*PRINT_VERSION, env=NOWHERE).action == "unchanged"
+    assert not asked.exists()
+    state = root_path / ".packhorse" / "state.json"
+    facts = json.loads(state.read_bytes())
+    state.write_text(json.dumps({**facts, "state": "sparse", "gpus": [90]}))
+    assert run(*PRINT_VERSION, env=NOWHERE).action == "unchanged"
+    assert asked.read_text() == "asked\n"

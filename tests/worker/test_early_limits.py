@@ -19,12 +19,15 @@ import pytest
 from tests import servers
 from tests.servers import S3Server
 from tests.snapshot.fatbins import Section, code, container, library
+from tests.transfer.relay import Relay
 from tests.transfer.workers import Worker, persistent, settle
 from tests.worker import another_user, without
 from tests.worker.conftest import Start, Started, alive, python, until
 
 from packhorse.config import Storage
 from packhorse.root import Root
+from packhorse.snapshot.order import Opened
+from packhorse.store import profiles
 
 MIB = 1 << 20
 NOISE = random.Random(59)
@@ -386,3 +389,70 @@ def test_where_only_code_for_other_gpus_cannot_be_written_the_command_goes_on(
     assert run.line() == "up"
     assert run.wait() == 0, run.errors()
     assert persistent(here.path) == persistent(with_code.path)
+
+
+# --- profiles ---
+
+
+SERVER = "profiles/main/server/"
+"""What the profile that is named lies below."""
+
+
+@pytest.fixture
+def profiled(first: Worker) -> Worker:
+    """There is a profile, which one start alone would not give."""
+    files = (Opened(b"models/of another command", 0.0),)
+    profiles.write(first.store, "main", profiles.Profile(name="server", files=files))
+    return first
+
+
+@pytest.mark.parametrize("refuse", ["prefix=profiles/main/", f"/{SERVER}"], ids=["listed", "read"])
+def test_a_profile_that_may_not_be_read_costs_an_order_and_not_the_boot(
+    start: Start, here: Worker, profiled: Worker, server: S3Server, refuse: str
+) -> None:
+    before = profiled.store.list(SERVER)
+    with Relay(server.endpoint, refuse=refuse) as relay:
+        program = f"{READS}taking(15)\nfor name in large: read(name)\ntake(15)"
+        env = {"PACKHORSE_STORAGE_ENDPOINT": relay.endpoint}
+        run = start("run", "--profile", "server", *python(program), env=env)
+        assert [run.line() for _ in LARGE] == [_digest(profiled, name) for name in LARGE], run.errors()
+        until(lambda: here.root.state().state == "complete")
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0, run.errors()
+    assert run.errors().count("the profile server cannot be read") == 1
+    assert run.errors().count("warning") == 1
+    assert profiled.store.list(SERVER) == before, "what could not be read is not replaced"
+
+
+@pytest.mark.parametrize("hold", ["prefix=profiles/main/", SERVER], ids=["read", "stored"])
+def test_a_store_that_is_slow_with_a_profile_holds_up_nothing_else(
+    start: Start, here: Worker, with_code: Worker, server: S3Server, hold: str
+) -> None:
+    with Relay(server.endpoint, hold=hold) as relay:
+        env = {"PACKHORSE_STORAGE_ENDPOINT": relay.endpoint, "PACKHORSE_RUN_GPU": "sm_90"}
+        run = start(
+            "run", "--profile", "server", *python(f"{READS}{LAST_BUT_ONE}read({LAST!r}); take(15)"), env=env
+        )
+        for _ in (*LARGE, "packages/lib.so", LAST):
+            run.line()
+        until(lambda: here.root.state().state == "complete")
+        until(lambda: relay.holding, "a request for the profile")
+        assert not with_code.store.list(SERVER)
+        relay.release()
+        until(lambda: with_code.store.list(SERVER))
+        run.send(signal.SIGTERM)
+        assert run.wait() == 0, run.errors()
+    assert persistent(here.path) == persistent(with_code.path)
+
+
+def test_a_run_does_not_wait_for_a_store_that_is_slow_with_a_profile(
+    start: Start, here: Worker, first: Worker, server: S3Server
+) -> None:
+    with Relay(server.endpoint, hold=SERVER) as relay:
+        env = {"PACKHORSE_STORAGE_ENDPOINT": relay.endpoint}
+        run = start("run", "--profile", "server", *python(f"{READS}read(large[3])"), env=env)
+        assert run.line() == _digest(first, LARGE[3])
+        assert run.wait() == 0, run.errors()
+        until(lambda: relay.holding, "the profile that is to be stored")
+        assert not first.store.list(SERVER)
+    assert here.root.state().state == "partial"

@@ -108,14 +108,21 @@ def read(store: Store, tag: str, name: str, warn: Callable[[str], None]) -> Prof
 def write(store: Store, tag: str, profile: Profile) -> None:
     """Store a profile, which counts from now on; older ones of its name but one are removed. Raises StorageError.
 
-    The stamp is by the local clock, but before all that are there.
+    It is stored first of all, with a stamp by the local clock, and once more where that is not before all that are there: a
+    writer may be short of time.
     """
     below = f"profiles/{tag}/{profile.name}/"
-    before = listed_profiles(store.list(below))
-    stamp = tags.stamp_after(int(time.time() * 1000), before[0].stamp if before else "")
-    key = f"{below}{stamp}-{secrets.token_hex(4)}"
-    content = profile.encode()
-    store.put(key, content)
-    new = Kept(tag, profile.name, stamp, Listed(key, len(content), 0))
+    content, now = profile.encode(), int(time.time() * 1000)
+
+    def put(newest: str) -> str:
+        key = f"{below}{tags.stamp_after(now, newest)}-{secrets.token_hex(4)}"
+        store.put(key, content)
+        return key
+
+    key = put("")
+    kept = listed_profiles(store.list(below))
+    if kept and kept[0].listed.key != key:
+        put(kept[0].stamp)
+        kept = listed_profiles(store.list(below))
     with contextlib.suppress(StorageError):  # whoever may write need not be allowed to delete
-        store.delete(surplus([new, *before]))
+        store.delete(surplus(kept))

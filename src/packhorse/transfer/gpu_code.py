@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from packhorse.progress import Progress
 from packhorse.snapshot.contents import content_of
-from packhorse.snapshot.holes import Patch, cold, has_holes, numbers_of
+from packhorse.snapshot.holes import Patch, cold, has_holes, lacking, numbers_of
 from packhorse.snapshot.manifest import Manifest
 from packhorse.snapshot.writer import Placed
 from packhorse.transfer.line import Job
@@ -54,8 +54,14 @@ class GpuCode:
 
     @property
     def late_bytes(self) -> int:
-        """What comes last, on disk."""
-        return sum(self.manifest.frames[number].length for number in self.late)
+        """What comes last, or never, on disk."""
+        return sum(lacking(self.manifest, self.late).values()) if self.late else 0
+
+    @property
+    def late_stored_bytes(self) -> int:
+        """The same in the store."""
+        placed = self._placed()
+        return sum(placed[self.manifest.frames[number].digest].length for number in self.late)
 
     def fill_needed(self) -> None:
         """Fill in what another GPU did not need and these do."""

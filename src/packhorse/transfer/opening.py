@@ -19,6 +19,10 @@ class PullResult(msgspec.Struct):
     files: int = 0
     bytes: int = 0
     transferred_bytes: int = 0
+    cold_bytes: int = 0
+    """What the root lacks of the files, since only other GPUs need it."""
+    cold_stored_bytes: int = 0
+    """What of it would have been fetched; 0 where `packages` had not to be brought."""
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     pulled: list[str] = []
@@ -66,4 +70,4 @@ class Opening:
     gate: Gate | None = None
     """Without one all but the code for other GPUs is there at the start."""
     arrived: Callable[[], None] = lambda: None
-    """Called when all but the code for other GPUs is there, and again when that is."""
+    """Called when all but the code for other GPUs is there and recorded, and again when that is. Must not take long."""

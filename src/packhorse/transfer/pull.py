@@ -150,12 +150,14 @@ class _Restore:
         else:
             self._restore(packages, shared)
         self._record()
+        if self.result.pulled:
+            self._told()
         # With the index some 80 MB for 50,000 files, and the buffers for frames come on top.
         del packages, shared
         if self.code is not None and self.code.late and not self.only:
             self._fill_late(self.code)
-            self._told()
             self._record()
+            self._told()
         return self.result
 
     def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
@@ -197,7 +199,6 @@ class _Restore:
             self._remember_packages(packages)
         publication.remember()
         arriving.remove(self.root)
-        self._told()
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""
@@ -352,6 +353,7 @@ class _Restore:
     def _fill_needed(self) -> None:
         if self.code is not None:
             self.code.fill_needed()
+            self._count_cold(self.code)
         self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self._late else ())
 
     def _fill_late(self, code: GpuCode) -> None:
@@ -360,8 +362,14 @@ class _Restore:
         # What is left of the disk belongs to the command.
         self.root.require_space(code.late_bytes + MARGIN, "code for other GPUs")
         code.fill_late(UNCALLED if self.opening is not None else 0)
+        self._count_cold(code)
         if not code.late:
             self.state = msgspec.structs.replace(self.state, gpus=())
+
+    def _count_cold(self, code: GpuCode) -> None:
+        brought = "packages" in self.result.pulled  # so it is known where its frames lie
+        self.result.cold_bytes = code.late_bytes
+        self.result.cold_stored_bytes = code.late_stored_bytes if brought else 0
 
     # --- publishing ---
 

@@ -7,11 +7,10 @@ and `early`, when the rest has been restored.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
@@ -20,13 +19,13 @@ from packhorse.errors import IntegrityError, NoSuchSnapshotError, PackhorseError
 from packhorse.progress import Progress
 from packhorse.root import boot_id
 from packhorse.snapshot.gpu import Choice, choice
-from packhorse.snapshot.order import ranks, refined
-from packhorse.store import profiles
+from packhorse.snapshot.order import ranks
 from packhorse.transfer.local import Local
 from packhorse.transfer.opening import Opening, PullResult
 from packhorse.transfer.pull import Target, find, pull
 from packhorse.transfer.push import PushResult, push
 from packhorse.transfer.setup import Setup
+from packhorse.worker.learning import Learning
 from packhorse.worker.restorer import Restorer
 from packhorse.worker.write_leases import probe
 
@@ -75,7 +74,7 @@ class Boot:
     ) -> None:
         self.setup, self.progress, self.note, self.warn = setup, progress, note, warn
         self.config, self.early = setup.config, early
-        self.profile: profiles.Profile | None = None
+        self.learning: Learning | None = None
         self.started = False
         """Whether the child may run already."""
 
@@ -89,6 +88,8 @@ class Boot:
         if self.early is not None:
             self.early.restorer.finish()
         facts.seconds = time.monotonic() - started
+        if self.learning is not None:
+            self.learning.wait()
         if facts.warning:
             self.warn(facts.warning)
         return facts
@@ -168,8 +169,7 @@ class Boot:
     def _fits(self) -> bool:
         """Whether the root holds this configuration's packages."""
         state = self.setup.root.state()
-        wanted = set(self._gpus().gpus)
-        sparse = state.state == "sparse" and wanted and wanted <= set(state.gpus)
+        sparse = state.state == "sparse" and self._choice.gpus and {*self._choice.gpus} <= {*state.gpus}
         if state.state != "complete" and not sparse:
             return not self.config.environment.configured
         return state.fingerprint == self.setup.fingerprint
@@ -187,8 +187,9 @@ class Boot:
             return Local(root).whole()
 
     def _pull(self, target: Target, snapshot: str) -> PullResult:
-        gpus, only = self._gpus()
-        return pull(
+        late = self.config.run.start != "complete" or self.config.run.gpu.startswith("only")
+        gpus, only = self._choice if late else Choice()
+        pulled = pull(
             self.setup.root,
             self.setup.store,
             target,
@@ -199,8 +200,20 @@ class Boot:
             only=only,
             opening=None if self._lacks_packages(target, snapshot) else self._opening(),
         )
+        if not self.started:
+            self._tell_left_out(pulled)
+        return pulled
 
-    def _gpus(self) -> Choice:
+    def _tell_left_out(self, pulled: PullResult) -> None:
+        if pulled.cold_stored_bytes and self._choice.only:
+            self.note(
+                f"code for other GPUs is left out, which saves {pulled.cold_bytes / 1e6:,.0f} MB of the disk and "
+                f"{pulled.cold_stored_bytes / 1e6:,.0f} MB of the network"
+            )
+
+    @cached_property
+    def _choice(self) -> Choice:
+        """Whose code comes first. The driver may be asked for it, and take its time."""
         return choice(self.config.run.gpu, self.setup.environ)
 
     def _opening(self) -> Opening | None:
@@ -208,21 +221,33 @@ class Boot:
         early = self.early
         if early is None:
             return None
+        self.learning = learning = Learning(
+            self.setup.store,
+            self.config.storage.tag,
+            early.name,
+            early.command,
+            lambda known: early.restorer.used(self.setup.root.path, known),
+            self.warn,
+        )
 
         def start(pulled: PullResult) -> None:
             self.started = True
+            self._tell_left_out(pulled)
             early.report(BootFacts("pulling", pulled.snapshot, pull=pulled))
+            learning.refine_at_the_end()
             early.restorer.start()
 
         if self.config.run.start == "ready":
-            return Opening(start, ranks, arrived=lambda: self._refine(early))
+            return Opening(start, ranks, arrived=learning.refine)
         why = probe(self.setup.root.path)
         if why:
             self.warn(f'run.start = "early" cannot work here, so the command starts when all is there: {why}')
             return None
-        return Opening(start, self._ranks(early), early.restorer, lambda: self._refine(early))
+        return Opening(start, self._ranks(early, learning), early.restorer, learning.refine)
 
-    def _ranks(self, early: Early) -> Callable[[Mapping[bytes, int]], Mapping[bytes, int]]:
+    def _ranks(
+        self, early: Early, learning: Learning
+    ) -> Callable[[Mapping[bytes, int]], Mapping[bytes, int]]:
         """The order of held files, by the profile of the command where there is one."""
         if early.arrivals.startswith("random:"):
             shuffle = random.Random(early.arrivals).shuffle  # noqa: S311
@@ -233,25 +258,8 @@ class Boot:
                 return {path: rank for rank, path in enumerate(order)}
 
             return at_random
-        self._read_profile(early)
-        return partial(ranks, profile=self.profile.files if self.profile is not None else ())
-
-    def _read_profile(self, early: Early) -> None:
-        self.profile = profiles.read(self.setup.store, self.config.storage.tag, early.name, self.warn)
-
-    def _refine(self, early: Early) -> None:
-        """Keep what the child needed so far, for the next boot. A store that fails keeps the old one."""
-        with contextlib.suppress(StorageError):
-            if self.config.run.start == "ready":
-                if not early.restorer.used(self.setup.root.path, ()):
-                    return  # so the store need not be asked for the profile
-                self._read_profile(early)
-            before = self.profile.files if self.profile is not None else ()
-            known = {opened.path for opened in before}
-            files = refined(before, early.restorer.used(self.setup.root.path, known))
-            if files != tuple(before):
-                self.profile = profiles.Profile(name=early.name, command=early.command, files=files)
-                profiles.write(self.setup.store, self.config.storage.tag, self.profile)
+        learning.read()  # while the manifests are
+        return lambda sizes: ranks(sizes, learning.files)
 
     def _instead(self, error: PackhorseError, snapshot: str) -> BootFacts:
         """What to do when the snapshot cannot be restored: fail, or install where the configuration says so."""
