@@ -217,8 +217,8 @@ class Line:
         """What to ask for now, if there is anything and room for it."""
         now = time.monotonic()
         due = [each for each in self._again if each[0] <= now]
-        if due:
-            again = next((each for each in due if each[1].called), due[0])
+        again = next((each for each in due if each[1].called), due[0] if due and not self._urgent else None)
+        if again is not None:
             if self._fits(again[1].size):
                 self._again.remove(again)
                 return again[1]
