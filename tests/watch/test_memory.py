@@ -1,12 +1,15 @@
-"""What the allocator keeps, and gives back when it is told to."""
+"""What the allocator keeps, and gives back when it is told to; when the garbage collector waits."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import subprocess
 import sys
 
 import pytest
+
+from packhorse.watch.memory import uncollected
 
 MIB = 1 << 20
 PROGRAM = """
@@ -35,3 +38,18 @@ def test_what_was_kept_for_the_next_buffers_is_given_back() -> None:
     full, kept, after = map(int, done.stdout.split())
     assert kept > full - MIB, "nothing is given back by itself"
     assert after < full - 30 * MIB
+
+
+def test_the_garbage_collector_waits_and_goes_on_as_it_was() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="within"), uncollected():
+        assert not gc.isenabled()
+        raise ValueError("within")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -39,7 +39,7 @@ from packhorse.transfer.merge import Plan, Standing, plan
 from packhorse.transfer.opening import Opening, PullResult
 from packhorse.transfer.publication import Publication, target_here
 from packhorse.transfer.union import Winner, union
-from packhorse.watch.memory import peak
+from packhorse.watch.memory import peak, uncollected
 
 MARGIN = 64 << 20
 """Bytes of the root's disk that a pull leaves free beside what it writes."""
@@ -142,8 +142,9 @@ class _Restore:
         """Of the packages."""
 
     def run(self) -> PullResult:
-        packages = self._plan_packages()
-        shared = self._plan_shared()
+        with uncollected():
+            packages = self._plan_packages()
+            shared = self._plan_shared()
         if packages is None and not self.plan.wanted:
             self._fill_needed()
             self._start()

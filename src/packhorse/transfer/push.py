@@ -33,7 +33,7 @@ from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import changed_paths
 from packhorse.transfer.union import union
-from packhorse.watch.memory import peak
+from packhorse.watch.memory import peak, uncollected
 
 
 class PushResult(msgspec.Struct):
@@ -113,23 +113,24 @@ class _Push:
     def packages(self, interpreter: Callable[[], Interpreter]) -> list[_Part]:
         """The part for `packages/`, if the tag does not have it as it is here."""
         base = os.fsencode(self.root.packages)
-        found = scan(base, skipped=self._tell)
-        if not found:
-            return []
         state = self.state
-        known = self.local.cached(state.manifest, "packages") if state.manifest else None
-        if known is None and state.gpus:  # it tells what is a hole
-            known = self.local.manifest(self.store, state.manifest, "packages")
         newest = newest_packages(self.mine, state.fingerprint)
-        if (
-            not self.repair
-            and known is not None
-            and newest
-            and newest.digest == state.manifest
-            and self.local.equals(found, known)
-        ):
-            self._count(known)
-            return []
+        with uncollected():
+            found = scan(base, skipped=self._tell)
+            if not found:
+                return []
+            known = self.local.cached(state.manifest, "packages") if state.manifest else None
+            if known is None and state.gpus:  # it tells what is a hole
+                known = self.local.manifest(self.store, state.manifest, "packages")
+            if (
+                not self.repair
+                and known is not None
+                and newest
+                and newest.digest == state.manifest
+                and self.local.equals(found, known)
+            ):
+                self._count(known)
+                return []
         if known is not None and self.local.holes:
             self._refuse_changed_holes(found, known)
         before = Before.of(known)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import resource
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -76,6 +78,19 @@ def keep_freed() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
         mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Have the garbage collector wait while long lists are made: it would go through all of them again and again, and
+    find nothing. A tenth of the time of a push or pull with nothing to bring."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def give_back() -> None:
