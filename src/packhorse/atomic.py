@@ -1,14 +1,17 @@
-"""The one place that replaces files and directories so that nobody sees half of them, and that flushes.
+"""The one place that replaces files and directories so that nobody sees half of them, that flushes, and that locks what is
+read to be replaced.
 
 Knows paths and system calls, nothing of roots or snapshots.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 RENAME_EXCHANGE = 1 << 1  # linux/fs.h
@@ -32,6 +35,17 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool =
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock `path` (flock(2)) against others, for what is read, changed and replaced meanwhile."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def flush(path: Path) -> None:

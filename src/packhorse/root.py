@@ -149,16 +149,10 @@ class Root:
         finally:
             os.close(descriptor)
 
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> contextlib.AbstractContextManager[None]:
         """Hold what is recorded of the root, for a moment, against others that read it to change it. Not the lock of
         `writing`, which a pull holds as long as it takes."""
-        descriptor = os.open(self.private / "record.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        return atomic.locked(self.private / "record.lock")
 
     def use_packages(self) -> int:
         """A descriptor whose shared lock keeps `packages/` from being exchanged; close it to let go.

@@ -8,10 +8,8 @@ of the machine it vouches for no byte that the crash may have taken.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -129,7 +127,7 @@ class Index:
         """Write what was added and forgotten into the stored index; another process may have written meanwhile."""
         if not self._changed:
             return
-        with self._locked():
+        with atomic.locked(self._path.with_name(self._path.name + ".lock")):
             self._files = {}  # not twice in memory
             stored = self._read()
             self._files = stored.files
@@ -146,17 +144,6 @@ class Index:
 
     def _put(self, path: bytes, record: _Record) -> None:
         self._files[path] = self._changed[path] = record
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = os.open(
-            self._path.with_name(self._path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def flush(path: Path) -> None:
