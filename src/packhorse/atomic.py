@@ -11,15 +11,17 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 RENAME_EXCHANGE = 1 << 1  # linux/fs.h
 _REFUSED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def write_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
-    """Replace `path` by a file with `content`: a reader finds the old bytes or the new ones.
+def write_file(
+    path: Path, content: bytes | Iterable[bytes], *, mode: int = 0o600, durable: bool = False
+) -> None:
+    """Replace `path` by a file with `content` (whole or in parts): a reader finds the old bytes or the new ones.
 
     `durable` waits until the disk has them. The file is created beside `path` and renamed (rename(2)).
     """
@@ -27,7 +29,7 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o600, durable: bool =
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             if durable:
                 os.fsync(descriptor)

@@ -48,13 +48,16 @@ def test_an_unchanged_file_is_vouched_for(path: Path, file: Path) -> None:
         assert index.digests(b"models/b", _signature(file)) is None
 
 
-@pytest.mark.parametrize("field", Signature._fields)
+FIELDS = ("size", "mtime", "ctime", "device", "inode")
+
+
+@pytest.mark.parametrize("field", FIELDS)
 def test_whatever_differs_in_its_stat_a_file_is_read_again(path: Path, file: Path, field: str) -> None:
     _saved(path, file)
-    signature = _signature(file)
-    assert (
-        Index(path).digests(b"models/a", signature._replace(**{field: getattr(signature, field) + 1})) is None
-    )
+    fields = {name: getattr(_signature(file), name) for name in FIELDS}
+    assert Index(path).digests(b"models/a", Signature(**fields)) == b"digest"
+    fields[field] += 1
+    assert Index(path).digests(b"models/a", Signature(**fields)) is None
 
 
 @pytest.mark.parametrize(("age", "trusted"), [(RACE + 1, True), (RACE, False), (0, False), (-RACE, False)])
@@ -73,8 +76,11 @@ def test_what_was_restored_here_is_vouched_for_at_once(path: Path, file: Path) -
 
 def another_boot(path: Path) -> None:
     """Make an index one that was saved before the machine was started again."""
-    version, _, *rest = msgspec.msgpack.decode(path.read_bytes(), strict=False)
-    path.write_bytes(msgspec.msgpack.encode([version, f"before {time.monotonic_ns()}", *rest]))
+    content = path.read_bytes()
+    end = 4 + int.from_bytes(content[:4], "little")
+    version, _, *rest = msgspec.msgpack.decode(content[4:end])
+    head = msgspec.msgpack.encode([version, f"before {time.monotonic_ns()}", *rest])
+    path.write_bytes(len(head).to_bytes(4, "little") + head + content[end:])
 
 
 def _vouched_for(path: Path, file: Path) -> list[bytes]:
@@ -156,7 +162,9 @@ def test_what_was_read_again_after_another_boot_came_from_the_disk(path: Path, f
     index = Index(path)
     signature = _signature(file)
     index.add(b"models/a", signature, CONTENT, seen=signature.ctime + RACE + 1)
-    changed = signature._replace(ctime=signature.ctime + 1)
+    changed = Signature(
+        signature.size, signature.mtime, signature.ctime + 1, signature.device, signature.inode
+    )
     index.add(b"models/b", changed, CONTENT, seen=changed.ctime + RACE + 1)
     index.save()
     another_boot(path)
@@ -208,7 +216,7 @@ def test_what_is_gone_is_forgotten_below_its_prefix_only(path: Path, file: Path)
     for name in (b"packages/a", b"packages/b", b"models/a"):
         index.restored(name, _signature(file), CONTENT)
     index.save()
-    index.keep_only(b"packages/", {b"packages/a"})
+    index.keep_only(b"packages/", {b"a"})
     index.save()
     known = [
         name for name in (b"packages/a", b"packages/b", b"models/a") if Index(path).synced(name, CONTENT)
@@ -244,7 +252,7 @@ def test_times_are_compared_by_the_clock_of_files() -> None:
 def test_saving_holds_the_records_in_memory_once(path: Path) -> None:
     many = Index(path)
     signature = Signature(1, 2, 3, 4, 5)
-    for number in range(20_000):
+    for number in range(60_000):
         many.add(
             b"packages/module%d.py" % number, signature, (number.to_bytes(32, "little"), 0o644), seen=number
         )
@@ -261,4 +269,4 @@ def test_saving_holds_the_records_in_memory_once(path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 1.7 * loaded, "one copy, and what is read and written"
+    assert peak < 1.3 * loaded, "one copy, and what is read and written"

@@ -17,7 +17,7 @@ from tests.snapshot.trees import listing
 from packhorse.progress import Silent
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
-from packhorse.snapshot.contents import Before
+from packhorse.snapshot.contents import Before, content_of
 from packhorse.snapshot.index import Index
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
 from packhorse.snapshot.reader import Tree
@@ -236,9 +236,10 @@ def test_what_an_earlier_index_vouches_for_is_not_opened(base: Path) -> None:
     written = _write(base, Packs(), found, index=index)
     contents = {item.path: index.digests(item.path, item.signature) for item in found}
     assert set(contents.values()) == {None}, "files written a moment ago are not trusted"
+    kept = {entry.path: entry for entry in written.entries if isinstance(entry, File)}
     for item in found:
-        record = index._files[item.path]
-        index.restored(item.path, item.signature, (record.digests, record.mode))
+        content = content_of(kept[item.path], written.frames)
+        index.restored(item.path, item.signature, (content, item.mode))
     for item in found:  # whoever opens them now fails
         os.unlink(os.path.join(os.fsencode(base), item.path))
     again = _write(

@@ -287,7 +287,7 @@ class _Installation:
         for path, before in known.items():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 now = signature_of(os.lstat(os.path.join(os.fsencode(self.root.path), path)))
-                if now._replace(ctime=0) == before.signature._replace(ctime=0):
+                if now.written_as(before.signature):
                     index.restored(path, now, before.content)
         index.save()
 

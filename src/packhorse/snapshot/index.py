@@ -8,10 +8,13 @@ of the machine it vouches for no byte that the crash may have taken.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import struct
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, Annotated, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,7 +24,7 @@ from packhorse.snapshot.scan import Signature
 
 RACE = 2_000_000_000
 """Nanoseconds: a file that changed within this time of the look may change again without a trace."""
-VERSION = 4
+VERSION = 5
 UNPROVEN = -1
 """When a record was seen whose bytes a crash of the machine may have taken."""
 ON_DISK = 0
@@ -31,14 +34,30 @@ Content: TypeAlias = tuple[bytes, int]
 one, the target of a symbolic link (which has the bits 0), nothing for a directory."""
 
 
-class _Record(msgspec.Struct, array_like=True, gc=False):
-    signature: Signature
+class _Record(NamedTuple):
+    """What is known of one path. Kept packed: there is one in memory for each file."""
+
+    signature: bytes
     seen: int
-    digests: bytes
-    mode: int
-    saved: int = -1
+    saved: int
     """The number of the save that it came with; ON_DISK where its bytes are known to have been there."""
-    coming: tuple[tuple[bytes, int], ...] = ()
+    mode: int
+    digests: bytes
+
+    @classmethod
+    def of(cls, packed: bytes) -> _Record:
+        """As it was packed."""
+        return cls._make((*_PACKED.unpack_from(packed), packed[_PACKED.size :]))
+
+    def packed(self) -> bytes:
+        """For `of`."""
+        return _PACKED.pack(self.signature, self.seen, self.saved, self.mode) + self.digests
+
+
+_PACKED = struct.Struct(f"<{len(Signature(0, 0, 0, 0, 0))}sqqh")
+_Packed: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=_PACKED.size)]
+_TOGETHER = 4096
+"""Records in one part of the file: encoding all at once would take their memory twice."""
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -47,10 +66,8 @@ class _Head(msgspec.Struct, array_like=True):
     name: str
     """Of this index and those that it was saved as later on."""
     saves: int
-
-
-class _Stored(_Head, array_like=True):
-    files: dict[bytes, _Record]
+    coming: dict[bytes, tuple[Content, ...]]
+    """What is being restored: counts as restored, beside what is there, until that is done."""
 
 
 class _Flushed(msgspec.Struct):
@@ -66,46 +83,62 @@ class Index:
     def __init__(self, path: Path, *, trusted: bool = True) -> None:
         """Read the index at `path`; a missing or unreadable one is empty. One that is not `trusted` vouches for no bytes."""
         self._path, self._trusted = path, trusted
-        self._changed: dict[bytes, _Record | None] = {}
-        self._files = self._read().files
+        self._changed: dict[bytes, bytes | None] = {}
+        self._changed_coming: dict[bytes, tuple[Content, ...]] = {}
+        self._head, self._files = self._read()
 
-    def _read(self) -> _Stored:
-        """What is stored. Records of another boot that were not flushed vouch for no bytes, since a crash of the
+    def _read(self) -> tuple[_Head, dict[bytes, bytes]]:
+        """What is stored, with packed records. Those of another boot that were not flushed vouch for no bytes, since a crash of the
         machine may have lost them, but still tell what was restored or saved."""
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            stored = msgspec.msgpack.decode(self._path.read_bytes(), type=_Stored)
-            if stored.version == VERSION:
-                if stored.boot != boot_id():
+            with open(self._path, "rb") as file:
+                parts = _parts(file)
+                head = msgspec.msgpack.decode(next(parts, b""), type=_Head)
+                files: dict[bytes, bytes] = {}
+                for part in parts:
+                    files.update(msgspec.msgpack.decode(part, type=dict[bytes, _Packed]))
+            if head.version == VERSION:
+                on_disk = head.saves
+                if head.boot != boot_id():
                     flushed = _flushed(self._path)
-                    on_disk = flushed.saves if flushed.name == stored.name else ON_DISK
-                    for record in stored.files.values():
-                        if record.saved > on_disk:
-                            record.seen = UNPROVEN
-                if not self._trusted:
-                    for record in stored.files.values():
-                        record.seen = 0
-                return stored
-        return _Stored(VERSION, "", os.urandom(8).hex(), 0, {})
+                    on_disk = flushed.saves if flushed.name == head.name else ON_DISK
+                if on_disk < head.saves or not self._trusted:
+                    for path, packed in files.items():
+                        record = _Record.of(packed)
+                        seen = 0 if not self._trusted else UNPROVEN if record.saved > on_disk else record.seen
+                        files[path] = record._replace(seen=seen).packed()
+                return head, files
+        return _Head(VERSION, "", os.urandom(8).hex(), 0, {}), {}
 
     def digests(self, path: bytes, signature: Signature) -> bytes | None:
         """The digests of `path` if it still has `signature` and had it long enough to be trusted."""
-        record = self._files.get(path)
-        if record is None or record.signature != signature:
+        packed = self._files.get(path)
+        if packed is None or not packed.startswith(signature):
             return None
+        record = _Record.of(packed)
         return record.digests if signature.ctime + RACE < record.seen else None
 
     def synced(self, path: bytes, content: Content) -> bool:
         """Whether `path` had this content when it was last restored or saved (or was just being restored)."""
-        record = self._files.get(path)
-        return record is not None and content in ((record.digests, record.mode), *record.coming)
+        packed = self._files.get(path)
+        if packed is not None:
+            record = _Record.of(packed)
+            if content == (record.digests, record.mode):
+                return True
+        return content in self._head.coming.get(path, ())
 
     def add(self, path: bytes, signature: Signature, content: Content, *, seen: int) -> None:
         """Remember what was restored, saved, or found equal to what is stored; `seen` is when the signature was
         taken (nanoseconds since the epoch)."""
         before = self._files.get(path)
-        # Nobody wrote to it since the machine started, so what was read again came from the disk.
-        read_again = before is not None and before.seen == UNPROVEN and before.signature == signature
-        self._put(path, _Record(signature, seen, *content, ON_DISK if read_again else -1))
+        digests, mode = content
+        saved = self._head.saves + 1
+        if before is not None and before.startswith(signature) and _Record.of(before).seen == UNPROVEN:
+            saved = ON_DISK  # nobody wrote to it since the machine started, so what was read again came from the disk
+        packed = _Record(signature, seen, saved, mode, digests).packed()
+        self._files[path] = self._changed[path] = packed
+        if self._head.coming.pop(path, None):
+            self._changed_coming[path] = ()
 
     def restored(self, path: bytes, signature: Signature, content: Content) -> None:
         """Remember a file that was written and named here, with times that were set: whoever changes it changes
@@ -114,36 +147,55 @@ class Index:
 
     def coming(self, path: bytes, content: Content) -> None:
         """Remember that `path` is about to be restored: old and new content count as restored until that is done."""
-        record = self._files.get(path) or _Record(Signature(0, 0, 0, 0, 0), 0, b"", -1)
-        self._put(path, msgspec.structs.replace(record, coming=(*record.coming, content)))
+        contents = (*self._head.coming.get(path, ()), content)
+        self._head.coming[path] = self._changed_coming[path] = contents
 
     def keep_only(self, prefix: bytes, paths: set[bytes]) -> None:
-        """Forget what begins with `prefix` and is not among `paths`."""
-        for path in [path for path in self._files if path.startswith(prefix) and path not in paths]:
+        """Forget what begins with `prefix` and goes on with none of `paths`."""
+        start = len(prefix)
+        for path in [path for path in self._files if path.startswith(prefix) and path[start:] not in paths]:
             del self._files[path]
             self._changed[path] = None
 
     def save(self) -> None:
         """Write what was added and forgotten into the stored index; another process may have written meanwhile."""
-        if not self._changed:
+        if not self._changed and not self._changed_coming:
             return
         with atomic.locked(self._path.with_name(self._path.name + ".lock")):
+            expected = self._head.saves + 1
             self._files = {}  # not twice in memory
-            stored = self._read()
-            self._files = stored.files
-            stored.boot, stored.saves = boot_id(), stored.saves + 1
-            for path, record in self._changed.items():
-                if record is None:
-                    self._files.pop(path, None)
+            self._head, self._files = head, files = self._read()
+            head.boot, head.saves = boot_id(), head.saves + 1
+            for path, packed in self._changed.items():
+                if packed is None:
+                    files.pop(path, None)
+                elif head.saves != expected and (record := _Record.of(packed)).saved == expected:
+                    files[path] = record._replace(saved=head.saves).packed()
                 else:
-                    if record.saved != ON_DISK:
-                        record.saved = stored.saves
-                    self._files[path] = record
-            atomic.write_file(self._path, msgspec.msgpack.encode(stored))
+                    files[path] = packed
+            for path, contents in self._changed_coming.items():
+                if contents:
+                    head.coming[path] = contents
+                else:
+                    head.coming.pop(path, None)
+            atomic.write_file(self._path, _encoded(head, files))
         self._changed.clear()
+        self._changed_coming.clear()
 
-    def _put(self, path: bytes, record: _Record) -> None:
-        self._files[path] = self._changed[path] = record
+
+def _encoded(head: _Head, files: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """The content of the file, part by part: the length of each (4 bytes, little-endian), and its msgpack."""
+    every = iter(files.items())
+    parts = iter(lambda: dict(itertools.islice(every, _TOGETHER)), {})
+    for part in (head, *parts):
+        encoded = msgspec.msgpack.encode(part)
+        yield len(encoded).to_bytes(4, "little")
+        yield encoded
+
+
+def _parts(file: IO[bytes]) -> Iterator[bytes]:
+    while length := file.read(4):
+        yield file.read(int.from_bytes(length, "little"))
 
 
 def flush(path: Path) -> None:
@@ -155,7 +207,7 @@ def flush(path: Path) -> None:
     """
     try:
         with open(path, "rb") as file:
-            head = msgspec.msgpack.decode(file.read(), type=_Head)
+            head = msgspec.msgpack.decode(next(_parts(file), b""), type=_Head)
             saved_at = os.fstat(file.fileno()).st_mtime_ns
     except (FileNotFoundError, msgspec.DecodeError):
         return

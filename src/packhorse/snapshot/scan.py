@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Literal, NamedTuple, TypeAlias
@@ -14,14 +15,57 @@ from typing import Literal, NamedTuple, TypeAlias
 from packhorse.snapshot.manifest import PERMISSIONS
 
 
-class Signature(NamedTuple):
-    """What tells that a file has not changed since it was looked at."""
+class Signature(bytes):
+    """What tells that a file has not changed since it was looked at: its size in bytes, its times of modification and
+    change in nanoseconds, its device and inode. Packed, since there is one in memory for each file.
 
-    size: int
-    mtime: int
-    ctime: int
-    device: int
-    inode: int
+    Times beyond what 64 bits hold (the years 1677 to 2262) count as the last that these do.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, size: int, mtime: int, ctime: int, device: int, inode: int) -> Signature:
+        try:
+            packed = _SIGNATURE.pack(size, mtime, ctime, device, inode)
+        except struct.error:
+            packed = _SIGNATURE.pack(size, _bounded(mtime), _bounded(ctime), device, inode)
+        return bytes.__new__(cls, packed)
+
+    @property
+    def size(self) -> int:
+        return int.from_bytes(self[:8], "little")
+
+    @property
+    def mtime(self) -> int:
+        return int.from_bytes(self[8:16], "little", signed=True)
+
+    @property
+    def ctime(self) -> int:
+        return int.from_bytes(self[16:24], "little", signed=True)
+
+    @property
+    def device(self) -> int:
+        return int.from_bytes(self[24:32], "little")
+
+    @property
+    def inode(self) -> int:
+        return int.from_bytes(self[32:], "little")
+
+    def written_as(self, other: Signature) -> bool:
+        """Whether they differ in the time of change at most, which a link or a rename moves."""
+        return self[:16] == other[:16] and self[24:] == other[24:]
+
+
+_SIGNATURE = struct.Struct("<QqqQQ")
+_FIRST, _LAST = -(1 << 63), (1 << 63) - 1
+
+
+_MODES = tuple(range(PERMISSIONS + 1))
+"""One number in memory for all files that have it."""
+
+
+def _bounded(time: int) -> int:
+    return min(max(time, _FIRST), _LAST)
 
 
 Kind: TypeAlias = Literal["directory", "file", "symlink", "special"]
@@ -135,7 +179,7 @@ def _found(path: bytes, status: os.stat_result) -> Found:
         kind = "directory"
     elif stat.S_ISLNK(status.st_mode):
         kind = "symlink"
-    mode = 0 if kind == "symlink" else status.st_mode & PERMISSIONS
+    mode = 0 if kind == "symlink" else _MODES[status.st_mode & PERMISSIONS]
     return Found(path, kind, mode, signature_of(status), status.st_nlink)
 
 

@@ -11,7 +11,8 @@ import itertools
 import os
 import secrets
 import time
-from collections import deque
+from array import array
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -194,16 +195,10 @@ def write(
             if first in left_out:
                 left_out.add(link)
     written.changed, written.unfinished = sorted(torn), sorted(unfinished)
-    contents = {
-        item.path: writing.entry(number)
-        for number, item in enumerate(files)
-        if item.path not in torn and item.path not in unfinished
-    }
-    for item in found:
-        for made, content in _entry(item, base, contents, links):
-            written.entries.append(made)
-            if index.digests(index_prefix + item.path, item.signature) is None:
-                index.add(index_prefix + item.path, item.signature, (content, item.mode), seen=started)
+    for item, entry, content in _entries(found, links, writing):
+        written.entries.append(entry)
+        if index.digests(index_prefix + item.path, item.signature) is None:
+            index.add(index_prefix + item.path, item.signature, (content, item.mode), seen=started)
     return written
 
 
@@ -246,11 +241,18 @@ class _Writing:
 
     def __post_init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
-        self._runs: list[list[tuple[int, int, int, int]]] = [[] for _ in self.files]
-        """Offset, frame, offset in it, length."""
-        self._digests = [frames.digest_of(b"")] * len(self.files)  # of small files
+        # Of all small files in one piece of memory, since there may be many: the frame of each, where it lies in that,
+        # and its digest.
+        self._frame, self._start = (
+            array("i", bytes(4 * len(self.files))),
+            array("i", bytes(4 * len(self.files))),
+        )
+        self._digests = bytearray(frames.digest_of(b"") * len(self.files))
+        self._runs: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
+        """Of large files: offset, frame, offset in it, length."""
         self._packed: set[bytes] = set()
-        self._vouched = [0] * len(self.files)  # how many frames of a large file
+        self._vouched: Counter[int] = Counter()
+        """How many frames of a large file."""
 
     def is_large(self, cut: Cut) -> bool:
         """Whether it is of a large file."""
@@ -320,22 +322,27 @@ class _Writing:
         elif known[number].gpus != cut.gpus:  # equal bytes that different GPUs need: all do
             known[number] = Frame(digest, length)
         offset = 0
-        for span in cut.spans:
-            self._runs[span.file].append((span.offset, number, offset, span.length))
-            offset += span.length
-        for file, member in zip(dict.fromkeys(span.file for span in cut.spans), members):
-            self._digests[file] = member
+        if self.is_large(cut):
+            for span in cut.spans:
+                self._runs[span.file].append((span.offset, number, offset, span.length))
+                offset += span.length
+        else:
+            for span, member in zip(cut.spans, members):
+                self._frame[span.file], self._start[span.file] = number, offset
+                self._digests[32 * span.file : 32 * span.file + 32] = member
+                offset += span.length
         self.progress.advance(length)
 
     def entry(self, number: int) -> tuple[File, bytes]:
         """The entry for a file of which all is read, and what it contains."""
         item = self.files[number]
-        runs = [piece for _, *piece in sorted(self._runs[number])]
-        pieces = tuple(part for piece in runs for part in piece)
         mtime, size = item.signature.mtime, item.signature.size
         if size < LARGE_FILE:
-            digest = self._digests[number]
-            return File(item.path, item.mode, mtime, size, digest, pieces), digest
+            digest = bytes(self._digests[32 * number : 32 * number + 32])
+            piece = (self._frame[number], self._start[number], size) if size else ()
+            return File(item.path, item.mode, mtime, size, digest, piece), digest
+        runs = [piece for _, *piece in sorted(self._runs[number])]
+        pieces = tuple(part for piece in runs for part in piece)
         content = content_of_runs([(self.written.frames[frame], at, length) for frame, at, length in runs])
         return File(item.path, item.mode, mtime, size, b"", pieces), content
 
@@ -426,23 +433,29 @@ def _fill(view: memoryview, descriptor: int, runs: Sequence[tuple[int, int]]) ->
     return True
 
 
-def _entry(
-    item: Found,
-    base: bytes,
-    contents: Mapping[bytes, tuple[File, bytes]],
-    links: Mapping[bytes, bytes],
-) -> Iterator[tuple[Entry, bytes]]:
-    """The entry for a path with what it contains, as the index keeps it; none for what was left out or is gone."""
-    if item.kind == "directory":
-        yield Directory(item.path, item.mode, item.signature.mtime), b""
-    elif item.kind == "symlink":
-        with contextlib.suppress(OSError):
-            target = os.readlink(os.path.join(base, item.path))
-            yield Symlink(item.path, item.signature.mtime, target), target
-    elif item.path in contents:
-        yield contents[item.path]
-    elif links.get(item.path) in contents:
-        yield Hardlink(item.path, links[item.path]), contents[links[item.path]][1]
+def _entries(
+    found: Sequence[Found], links: Mapping[bytes, bytes], writing: _Writing
+) -> Iterator[tuple[Found, Entry, bytes]]:
+    """The entry of each path, with what it contains as the index keeps it; none for what was left out or is gone."""
+    left_out = writing.changed | writing.late
+    several = set(links.values())
+    contents: dict[bytes, bytes] = {}
+    numbers = itertools.count()  # of files in the order of `found`
+    for item in found:
+        if item.kind == "directory":
+            yield item, Directory(item.path, item.mode, item.signature.mtime), b""
+        elif item.kind == "symlink":
+            with contextlib.suppress(OSError):
+                target = os.readlink(os.path.join(writing.base, item.path))
+                yield item, Symlink(item.path, item.signature.mtime, target), target
+        elif first := links.get(item.path):
+            if first in contents:
+                yield item, Hardlink(item.path, first), contents[first]
+        elif (number := next(numbers)) not in left_out:
+            entry, content = writing.entry(number)
+            if item.path in several:
+                contents[item.path] = content
+            yield item, entry, content
 
 
 def placement_of(

@@ -16,7 +16,7 @@ from packhorse.snapshot.contents import content_on_disk
 from packhorse.snapshot.holes import cold
 from packhorse.snapshot.holes import lacking as lacking_files
 from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Symlink
-from packhorse.snapshot.scan import readable, scan
+from packhorse.snapshot.scan import readable, scan, signature_of
 from packhorse.transfer import arriving
 from packhorse.transfer.local import PACKAGES, Local, source_of
 from packhorse.transfer.merge import changed_paths, plan
@@ -186,7 +186,7 @@ def _check_file(
         return False
     found.bytes += status.st_size
     if content_on_disk(path, status.st_size, winner.file, holes) != winner.content:
-        if status.st_mtime_ns != winner.mtime:
+        if signature_of(status).mtime != winner.mtime:
             return False
         found.corrupt.append(name)
         return True

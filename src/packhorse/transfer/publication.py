@@ -149,5 +149,5 @@ def target_here(path: bytes, winners: Mapping[bytes, Winner], plan: Plan) -> byt
 
 
 def _size_and_time(path: bytes) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_size, status.st_mtime_ns
+    signature = signature_of(os.lstat(path))
+    return signature.size, signature.mtime

@@ -405,7 +405,7 @@ class _Restore:
                 if (signature.size, signature.mtime) == (entry.size, entry.mtime):
                     content = content_of(entry, tree.manifest.frames)
                     index.restored(PACKAGES + entry.path, signature, (content, entry.mode))
-        index.keep_only(PACKAGES, {PACKAGES + entry.path for entry in tree.entries})
+        index.keep_only(PACKAGES, {entry.path for entry in tree.entries})
         index.save()
 
     def _record(self) -> None:

@@ -149,7 +149,7 @@ class _Push:
                 f"{readable(written.changed[0])} in packages/ changed while it was saved.",
                 "Push again when nothing installs into this root.",
             )
-        self.local.index.keep_only(PACKAGES, {PACKAGES + item.path for item in found})
+        self.local.index.keep_only(PACKAGES, {item.path for item in found})
         made_by = (
             (state.soabi, state.platform) if state.soabi else (interpreter().soabi, interpreter().platform)
         )
