@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -228,8 +228,8 @@ def missing(needs: Sequence[str]) -> list[str]:
     return [name for name in needs if shutil.which(name, path=SEARCH) is None]
 
 
-def versions() -> dict[str, str]:
-    """What the programs that are there call themselves; "missing" and how to get them for the others."""
+def versions(*names: str) -> dict[str, str]:
+    """What the programs that are there call themselves; "missing" and how to get them for the others. All by default."""
     asks = {
         "packhorse": ["packhorse", "--version"],
         "s5cmd": ["s5cmd", "version"],
@@ -241,7 +241,8 @@ def versions() -> dict[str, str]:
         "pip": [sys.executable, "-m", "pip", "--version"],
     }
     found = {}
-    for name, words in asks.items():
+    for name in names or asks:
+        words = asks[name]
         if missing([words[0]]):
             found[name] = f"missing: {HOW_TO_GET[name]}"
             continue
@@ -251,6 +252,11 @@ def versions() -> dict[str, str]:
         number = re.search(r"\d+(\.\d+)+", done.stdout)
         found[name] = number[0] if number else done.stdout.split("\n")[0]
     return found
+
+
+def told(versions: Mapping[str, str]) -> str:
+    """A note of them."""
+    return f"{', '.join(f'{name} {version}' for name, version in versions.items())}."
 
 
 def rotated(entries: Sequence[_Contender], number: int) -> Sequence[_Contender]:

@@ -30,7 +30,7 @@ import measure
 import networks
 from contenders import Place, Restorer, Saver
 from measure import BrokenError, Cost, Pipeline
-from results import FLOOR, Results, machine
+from results import FLOOR, Results, add_json, report
 from setting import Setting, add_arguments, setting
 
 GROUPS = ("restore", "save", "floors", "workers")
@@ -411,19 +411,17 @@ def main() -> None:
 
 
 def _report(arguments: argparse.Namespace, here: Setting, results: Results) -> None:
-    facts = {
-        "machine": machine(),
+    line, versions = here.network is not None, contenders.versions()
+    figures = {
         "disk": here.space.kind,
         "network": here.network.title if here.network else "loopback",
-        "line": here.network is not None,
+        "line": line,
         "rounds": arguments.rounds,
-        "versions": contenders.versions(),
+        "versions": versions,
+        **results.document(),
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**facts, **results.document()}, indent=1))
-    print(results.markdown(line=here.network is not None))
-    print(f"- {', '.join(f'{name} {version}' for name, version in contenders.versions().items())}.")
-    print(here.described(), flush=True)
+    notes = [*results.notes, contenders.told(versions), here.described()]
+    report(arguments.json, figures, results.tables(line=line), notes)
 
 
 def _measure(arguments: argparse.Namespace, here: Setting, results: Results) -> None:
@@ -473,7 +471,7 @@ def _arguments() -> argparse.Namespace:
         help="instead of all that: a sixth of it, twice it, ten times the small files",
     )
     add("--only", type=_words, default=(), help="contenders with one of these words in their names")
-    add("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    add_json(parser)
     arguments = parser.parse_args()
     if arguments.groups is None:
         arguments.groups = GROUPS if arguments.network == "loopback" else ("restore", "floors")

@@ -1,15 +1,17 @@
-"""What was measured, and the table of it: medians, and ratios to packhorse within each round with their spread.
+"""How every benchmark tells what it measured: Markdown tables on stdout, and the same figures in a file with --json.
 
-Called with files that peers.py wrote by --json, prints the tables of all of them: one set for each line.
+`Results` holds what peers.py measures: medians, and ratios to packhorse within each round with their spread. Called with
+files that peers.py wrote by --json, prints the tables of all of them: one set for each line.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,18 +74,17 @@ class Results:
         return statistics.median(values) if values else None
 
     def markdown(self, *, line: bool = False) -> str:
+        """All tables, and the notes below."""
+        return page(self.tables(line=line), self.notes)
+
+    def tables(self, *, line: bool = False) -> list[str]:
         """All tasks, one table each. On a `line` with what of it each contender used."""
         columns = [*COLUMNS, *(["of the line, %"] if line else [])]
-        parts = []
+        tables = []
         for task in dict.fromkeys((*self.costs, *self.missing)):
             if not any(self.costs.get(task, {}).values()) and task not in {**self.missing, **self.failures}:
                 continue  # not measured
-            parts += [
-                f"**{task}**",
-                "",
-                f"| {' | '.join(columns)} |",
-                f"| --- |{' ---: |' * (len(columns) - 1)}",
-            ]
+            rows = []
             contenders = self.costs.get(task, {})
             reference = next((name for name in contenders if name.startswith("packhorse")), "")
             for name, costs in contenders.items():
@@ -93,12 +94,11 @@ class Results:
                 if failures := self.failures.get(task, {}).get(name):
                     cells[0] += f" ({len(failures)} of {len(failures) + len(costs)} failed)"
                 if costs or failures:
-                    parts.append(f"| {name} | {' | '.join(cells)} |")
+                    rows.append([name, *cells])
             for name, how in self.missing.get(task, {}).items():
-                parts.append(f"| {name} | missing: `{how}` |{' |' * (len(columns) - 2)}")
-            parts.append("")
-        parts += [f"- {note}" for note in self.notes]
-        return "\n".join(parts)
+                rows.append([name, f"missing: `{how}`", *[""] * (len(columns) - 2)])
+            tables.append(table(task, columns, rows))
+        return tables
 
     def document(self) -> dict[str, Any]:
         """Everything, for `--json` and `read`: sizes in bytes, times in seconds."""
@@ -189,6 +189,32 @@ def _middle(values: Sequence[float | None], form: str) -> str:
     return format(statistics.median(known), form) if known else ""
 
 
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown below its title. The first column names the rows, the others are figures."""
+    lines = [f"**{title}**", "", f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 1)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def page(tables: Sequence[str], notes: Sequence[str]) -> str:
+    """Tables, and below them a list of sentences."""
+    return "\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]).rstrip()
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option whose value `report` takes."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+
+
+def report(
+    file: Path | None, figures: Mapping[str, Any], tables: Sequence[str], notes: Sequence[str]
+) -> None:
+    """Print the tables and the notes, and write the same figures to `file`: sizes in bytes, times in seconds."""
+    if file:
+        file.write_text(json.dumps({"machine": machine(), **figures}, indent=1))
+    print(page(tables, notes), flush=True)
+
+
 def machine() -> dict[str, Any]:
     """What it ran on."""
     return {
@@ -197,6 +223,14 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
+
+
+def ran_on(*more: str) -> str:
+    """A note of what it ran on, and `more` that counts."""
+    here = machine()
+    memory = f"{here['memory'] / 1e9:.0f} GB of memory"
+    told = [f"{here['cores']} cores", memory, f"Python {here['python']}", f"Linux {here['kernel']}", *more]
+    return f"{', '.join(told)}."
 
 
 def main() -> None:

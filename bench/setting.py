@@ -17,7 +17,7 @@ import disks
 import networks
 from environments import Environment, Prepared
 from networks import Network
-from results import machine
+from results import ran_on
 
 
 class Setting(NamedTuple):
@@ -30,12 +30,9 @@ class Setting(NamedTuple):
     network: Network | None
 
     def described(self) -> str:
-        """A line of Markdown."""
-        here = machine()
-        return (
-            f"- Network: {self.network.title if self.network else 'loopback'}. {here['cores']} cores, "
-            f"{here['memory'] / 1e9:.0f} GB of memory, a new {self.space.kind} for each run."
-        )
+        """A note below the tables."""
+        network = self.network.title if self.network else "loopback"
+        return f"Network: {network}. {ran_on(f'a new {self.space.kind} for each run')}"
 
 
 def add_arguments(parser: argparse.ArgumentParser, lines: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -32,7 +31,7 @@ import networks
 from contenders import BIN, Place
 from measure import BrokenError
 from packhorse.root import Root
-from results import machine, spread
+from results import add_json, report, spread, table
 from setting import Setting, add_arguments, setting
 
 MILESTONES = {
@@ -282,29 +281,31 @@ class Bench:
         )
         return Place(server, place.bucket).environ(scratch)
 
-    def table(self) -> str:
-        """Everything as Markdown."""
+    def tables(self) -> list[str]:
+        """Everything, and how that compares with what a start is meant to reach."""
         columns = {**MILESTONES, MB_ANSWERED: MB_ANSWERED}
         if self.small:
             columns.pop("runpod")
-        lines = [f"| contender | {' | '.join(columns.values())} | answer / everything |"]
-        lines.append(f"| --- |{' ---: |' * (len(columns) + 1)}")
+        rows = []
         for name, found in self.seconds.items():
             cells = [spread(found.get(key, []), ",.0f" if key == MB_ANSWERED else ".2f") for key in columns]
-            lines.append(f"| {name} | {' | '.join(cells)} | {spread(self.shares.get(name, []), '.2f')} |")
-        lines += [
-            "",
-            f"- Seconds from the start of the command on. The environment: {self.files:,} files, {self.bytes / 1e6:,.0f} MB.",
-        ]
+            rows.append([name, *cells, spread(self.shares.get(name, []), ".2f")])
+        title = "start of a worker that lost everything, seconds from the start of the command on"
+        starts = table(title, ["contender", *columns.values(), "answer / everything"], rows)
+        return [starts] if self.small else [starts, self.targets()]
+
+    def notes(self) -> list[str]:
+        """What is to be known beside the tables."""
+        notes = [f"The environment: {self.files:,} files, {self.bytes / 1e6:,.0f} MB."]
         if self.pulls:
-            lines.append(f"- `packhorse pull` of all of it: {spread(self.pulls, '.2f')} s.")
-        lines.append(
-            "- Published elsewhere, not measured here: zerostart (gpu-cli/zerostart), on RunPod, first CUDA inference "
+            notes.append(f"`packhorse pull` of all of it: {spread(self.pulls, '.2f')} s.")
+        notes.append(
+            "Published elsewhere, not measured here: zerostart (gpu-cli/zerostart), on RunPod, first CUDA inference "
             "33 s against 55 s with uv, a health check answered at 1.8 s."
         )
-        return "\n".join(lines if self.small else [*lines, "", *self.targets()])
+        return notes
 
-    def targets(self) -> list[str]:
+    def targets(self) -> str:
         """What a start is meant to reach at 1 Gbit/s, beside what it reached."""
 
         def middle(name: str, milestone: str) -> float | None:
@@ -338,11 +339,15 @@ class Bench:
                         1.05,
                     )
                 )
-        return [
-            "| target | reached | at most |",
-            "| --- | ---: | ---: |",
-            *(f"| {name} | {value:.2f}{'' if value <= goal else ' (missed)'} | {goal:.2f} |" for name, value, goal in rows if value is not None),
-        ]  # fmt: skip
+        return table(
+            "what a start is meant to reach at 1 Gbit/s",
+            ["target", "reached", "at most"],
+            [
+                [name, f"{value:.2f}{'' if value <= goal else ' (missed)'}", f"{goal:.2f}"]
+                for name, value, goal in rows
+                if value is not None
+            ],
+        )
 
 
 def _less(value: float | None, other: float | None) -> float | None:
@@ -428,22 +433,18 @@ def main() -> None:
             sys.exit(f"A contender broke, so there is no table: {error}")
         except KeyboardInterrupt:
             print("Ended early: what is missing was not measured.", file=sys.stderr)
-        if arguments.json:
-            arguments.json.write_text(
-                json.dumps(
-                    {
-                        "machine": machine(),
-                        "network": arguments.network,
-                        "versions": contenders.versions(),
-                        "seconds": bench.seconds,
-                        "shares": bench.shares,
-                        "pull_seconds": bench.pulls,
-                    },
-                    indent=1,
-                )
-            )
-        print(bench.table())
-        print(f"\n{here.described()}", flush=True)
+        versions = contenders.versions()
+        figures = {
+            "disk": here.space.kind,
+            "network": arguments.network,
+            "rounds": arguments.rounds,
+            "versions": versions,
+            "seconds": bench.seconds,
+            "shares": bench.shares,
+            "pull_seconds": bench.pulls,
+        }
+        notes = [*bench.notes(), contenders.told(versions), here.described()]
+        report(arguments.json, figures, bench.tables(), notes)
 
 
 def _arguments() -> argparse.Namespace:
@@ -453,7 +454,7 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=2, help="rounds; 2 by default")
     add("--only", type=_words, default=(), help="contenders with one of these words in their names")
     add("--programs", type=_words, default=("serve", "runpod"), help="of serve,runpod; both by default")
-    add("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    add_json(parser)
     return parser.parse_args()
 
 
