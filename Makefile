@@ -43,9 +43,10 @@ format: $(VENV)/.lint  ## Put style right
 bench: $(VENV)/.bench  ## Measure packhorse against its peers on a CUDA environment: about an hour, 60 GB of disk
 	@$(BIN)/python bench/peers.py $(BENCH_ARGS)
 
-bench-small: $(VENV)/.bench  ## The same once on a small environment: for the harness, not for figures
+bench-small: $(VENV)/.bench  ## That, bench-starts and bench-e2e once on small environments: for the harness, not for figures
 	@$(BIN)/python bench/peers.py --small --rounds 1 --warm-up 0 $(BENCH_ARGS)
 	@$(BIN)/python bench/starts.py --small --rounds 1
+	@$(BIN)/python bench/e2e.py --small
 
 bench-starts: $(VENV)/.bench  ## Measure how soon a worker is of use after it lost everything: BENCH_ARGS="--network 1g"
 	@$(BIN)/python bench/starts.py $(BENCH_ARGS)

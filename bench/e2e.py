@@ -1,5 +1,6 @@
 """The main job on real input: a CUDA environment of 6 GB is installed, checked, pushed to a real S3 server, lost,
-pulled and run. Prints one table of the stages: seconds, bytes, peak memory, growth of the OS disk.
+pulled and run. Prints one table of the stages: seconds, bytes, peak memory, growth of the OS disk. `--small` is the same
+on a small environment: for the harness, not for figures.
 
 The lost root is moved aside and removed at the end: ext4 makes the first files after a big removal slow.
 """
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,34 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests import servers
 
-REQUIREMENTS = [
-    "torch==2.14.1", "torchvision==0.29.1", "transformers", "accelerate", "safetensors", "soundfile", "scipy", "runpod",
-]  # fmt: skip
-VERIFY = ["torch", "torchvision", "transformers", "accelerate", "safetensors", "soundfile", "scipy", "runpod"]
-PROGRAM = "import torch, torchvision, transformers; print(torch.ones(2) @ torch.ones(2))"
+import contenders
+import environments
+from environments import Environment
+from results import add_json, ran_on, report, table
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is installed and imported, and a program with what it prints."""
+
+    environment: Environment
+    verify: Sequence[str]
+    program: str
+    answer: str
+
+
+REAL = Job(
+    environments.REAL,
+    ["torch", "torchvision", "transformers", "accelerate", "safetensors", "soundfile", "scipy", "runpod"],
+    "import torch, torchvision, transformers; print(torch.ones(2) @ torch.ones(2))",
+    "tensor(2.)",
+)
+SMALL = Job(
+    environments.SMALL,
+    ["numpy", "pygments", "setuptools"],
+    "import numpy; print(numpy.ones(2) @ numpy.ones(2))",
+    "2.0",
+)
 
 
 @dataclass
@@ -89,27 +113,43 @@ class Bench:
 
 
 def main() -> None:
-    """Run the stages and print the table, or one JSON object."""
+    """Run the stages and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--small", action="store_true", help="a small environment: for the harness, not for figures"
+    )
     parser.add_argument("--directory", type=Path, help="where to work (needs 25 GB); default a temporary one")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_json(parser)
     arguments = parser.parse_args()
+    job = SMALL if arguments.small else REAL
     with tempfile.TemporaryDirectory(prefix="packhorse-e2e-", dir=arguments.directory) as name:
         directory = Path(name)
         os.environ["TMPDIR"] = tempfile.tempdir = name  # the server keeps its data here too
         with servers.seaweedfs() as server:
-            bench = run(directory, server)
-    if arguments.json:
-        print(json.dumps([asdict(stage) for stage in bench.stages]))
-    else:
-        print(table(bench.stages))
+            stages = run(job, directory, server)
+        files, size = environments.size_of(directory / "root" / "packages")
+    versions = contenders.versions("packhorse", "pip", "uv")
+    figures = {
+        "environment": job.environment.name,
+        "files": files,
+        "bytes": size,
+        "versions": versions,
+        "stages": [asdict(stage) for stage in stages],
+    }
+    notes = [
+        f"The environment: {job.environment.name}, {files:,} files, {size / 1e6:,.0f} MB.",
+        contenders.told(versions),
+        ran_on(),
+    ]
+    report(arguments.json, figures, [shown(stages)], notes)
 
 
-def run(directory: Path, server: servers.S3Server) -> Bench:
+def run(job: Job, directory: Path, server: servers.S3Server) -> list[Stage]:
     """All stages, one after another."""
     root = directory / "root"
     (directory / "packhorse.toml").write_text(
-        f"root = {str(root)!r}\n[environment]\ndependencies = {REQUIREMENTS!r}\nverify = {VERIFY!r}\n"
+        f"root = {str(root)!r}\n[environment]\ndependencies = {list(job.environment.requirements)!r}\n"
+        f"verify = {list(job.verify)!r}\n"
         f"[storage]\nurl = 's3://{server.new_bucket()}/e2e'\nendpoint = {server.endpoint!r}\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PACKHORSE_", "AWS_"))}
@@ -123,29 +163,32 @@ def run(directory: Path, server: servers.S3Server) -> Bench:
     root.rename(directory / "lost")
     bench.stage("pull into an empty root", "pull", "--json")
     bench.stage("pull, nothing changed", "pull", "--json")
-    ran = bench.stage(
-        "run -- python: restored root, import torch and transformers", "run", "--", "python", "-c", PROGRAM
-    )
-    assert ran["output"] == "tensor(2.)", ran
+    program = ("run", "--", "python", "-c", job.program)
+    ran = bench.stage("run -- python: restored root, import and compute", *program)
+    assert ran["output"] == job.answer, ran
     root.rename(directory / "lost-again")
-    ran = bench.stage("run -- python: the same on an empty root", "run", "--", "python", "-c", PROGRAM)
-    assert ran["output"] == "tensor(2.)", ran
+    ran = bench.stage("run -- python: the same on an empty root", *program)
+    assert ran["output"] == job.answer, ran
     bench.stage("verify, every byte", "verify", "--json")
-    return bench
+    return bench.stages
 
 
-def table(stages: list[Stage]) -> str:
+def shown(stages: Sequence[Stage]) -> str:
     """The stages as Markdown."""
-    rows = [
-        "| stage | seconds | GB moved | peak memory, MB | OS disk grew, MB |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    rows += [
-        f"| {stage.name} | {stage.seconds:.1f} | {stage.moved / 1e9:.2f} | {stage.peak_memory / 1e6:.0f} "
-        f"| {stage.os_disk / 1e6:.1f} |"
-        for stage in stages
-    ]
-    return "\n".join(rows)
+    return table(
+        "install, push, wipe, pull and run",
+        ["stage", "seconds", "MB moved", "peak memory, MB", "OS disk grew, MB"],
+        [
+            [
+                stage.name,
+                f"{stage.seconds:.1f}",
+                f"{stage.moved / 1e6:,.1f}",
+                f"{stage.peak_memory / 1e6:,.0f}",
+                f"{stage.os_disk / 1e6:,.1f}",
+            ]
+            for stage in stages
+        ],
+    )
 
 
 if __name__ == "__main__":

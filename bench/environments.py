@@ -19,8 +19,6 @@ from pathlib import Path
 
 from blake3 import blake3
 
-import e2e
-
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -42,11 +40,13 @@ class Environment:
 
 REAL = Environment(
     "torch with CUDA",
-    e2e.REQUIREMENTS,
+    [
+        "torch==2.14.1", "torchvision==0.29.1", "transformers", "accelerate", "safetensors", "soundfile", "scipy", "runpod",
+    ],
     second=["torch==2.14.1", "pandas"],
     worker=["scipy", "transformers"],
     workers=32,
-)
+)  # fmt: skip
 SMALL = Environment(
     "small",
     ["numpy", "pygments", "setuptools"],
