@@ -21,10 +21,15 @@ from tests.snapshot.fatbins import cuobjdump, says_itself, with_holes
 
 from packhorse.snapshot import frames, gpu
 from packhorse.snapshot.gpu import Extent
+from results import add_json, ran_on, report, table
+
+Row = dict[str, float]
+"""The figures of a library by column: bytes, but for the COUNTS and the seconds."""
+COUNTS = ("extents", "frames", "plain cut")
 
 
 def main() -> None:
-    """Measure, check if asked to, and print a table."""
+    """Measure, check if asked to, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path, help="where to look for libraries, links not followed")
     parser.add_argument(
@@ -34,44 +39,56 @@ def main() -> None:
         "--compress", action="store_true", help="compress the frames of both cuts with zstd -3"
     )
     parser.add_argument("--check", action="store_true", help="hold all against cuobjdump")
+    add_json(parser)
     arguments = parser.parse_args()
     gpus = gpu.parse_gpus(arguments.gpus) or ()
+    directory = arguments.directory.resolve()  # cuobjdump runs elsewhere
 
-    columns = ["size", *(f"cold sm_{number}" for number in gpus), "extents", "frames", "plain cut", "seconds"]
-    columns += ["stored", "stored, plain"] if arguments.compress else []
-    print("| library |", " | ".join(columns), "|")
-    print("| --- |", " | ".join("---:" for _ in columns), "|")
-    total: Counter[str] = Counter()
-    for path in sorted(arguments.directory.rglob("*.so*")):
+    libraries: dict[str, Row] = {}
+    checks: Counter[str] = Counter()
+    read, seconds = 0, 0.0
+    for path in sorted(directory.rglob("*.so*")):
         if path.is_symlink() or not path.is_file():
             continue
-        row = _measured(path, gpus, compress=arguments.compress)
-        total["all libraries"] += 1
-        total["seconds for all libraries"] += row.pop("seconds for all libraries", 0)
-        if "size" in row:
-            _print(path.name, row, columns)
-            total.update(row)
+        spent, row = _measured(path, gpus, compress=arguments.compress)
+        read, seconds = read + 1, seconds + spent
+        if row:
+            name = str(path.relative_to(directory))
+            print(f"{name}: {row['extents']} extents", file=sys.stderr)
+            libraries[name] = row
             if arguments.check:
-                total.update(_checked(path, gpus))
-    _print("together", total, columns)
-    for name in sorted(set(total) - set(columns)):
-        value = total[name] / 1e6 if name.startswith("seconds") else total[name]
-        print(f"{name}: {value:,.6g}", file=sys.stderr)
+                checks.update(_checked(path, gpus))
+
+    columns = ["size", *(f"cold sm_{number}" for number in gpus), *COUNTS, "seconds"]
+    columns += ["stored", "stored, plain"] if arguments.compress else []
+    together = {column: sum(row[column] for row in libraries.values()) for column in columns}
+    rows = [[name, *_cells(row, columns)] for name, row in {**libraries, "together": together}.items()]
+    heads = [column if column in {*COUNTS, "seconds"} else f"{column}, MB" for column in columns]
+    report(
+        arguments.json,
+        {"libraries": libraries, "libraries_read": read, "read_seconds": seconds, "checks": checks},
+        [table("GPU code", ["library", *heads], rows)],
+        [
+            f"{read:,} libraries read in {seconds:.3f} s; {len(libraries):,} have GPU code.",
+            *(f"{what}: {count:,}." for what, count in sorted(checks.items())),
+            ran_on(),
+        ],
+    )
 
 
-def _measured(path: Path, gpus: Iterable[int], *, compress: bool) -> Counter[str]:
-    """One row of the table; sizes are bytes, seconds millionths."""
+def _measured(path: Path, gpus: Iterable[int], *, compress: bool) -> tuple[float, Row]:
+    """The seconds that reading the headers took, and the row of the table; an empty one where there is no GPU code."""
     size = path.stat().st_size
     descriptor = os.open(path, os.O_RDONLY)
     started = time.perf_counter()
     extents = gpu.extents(descriptor, size)
-    spent = round((time.perf_counter() - started) * 1e6)
-    row = Counter({"seconds for all libraries": spent})
+    seconds = time.perf_counter() - started
+    row: Row = {}
     if len(extents) > 1:
         ours = [frame.runs for frame in gpu.pieces(extents, frames.PIECE)]
         plain = [frame.runs for frame in gpu.pieces([Extent(0, size, "")], frames.PIECE)]
-        row.update({"size": size, "extents": len(extents), "seconds": spent})
-        row.update({"frames": len(ours), "plain cut": len(plain)})
+        row |= {"size": size, "extents": len(extents), "seconds": seconds}
+        row |= {"frames": len(ours), "plain cut": len(plain)}
         for number in gpus:
             row[f"cold sm_{number}"] = sum(
                 extent.length for extent in extents if not gpu.needed(extent.gpus, number)
@@ -80,7 +97,7 @@ def _measured(path: Path, gpus: Iterable[int], *, compress: bool) -> Counter[str
             row["stored"] = _stored(descriptor, ours)
             row["stored, plain"] = _stored(descriptor, plain)
     os.close(descriptor)
-    return row
+    return seconds, row
 
 
 def _stored(descriptor: int, cut: Iterable[list[tuple[int, int]]]) -> int:
@@ -125,15 +142,13 @@ def _checked(path: Path, gpus: Iterable[int]) -> Counter[str]:
     return done
 
 
-def _print(name: str, row: Counter[str], columns: Iterable[str]) -> None:
-    cells = []
-    for column in columns:
-        value = row[column]
-        if column in {"extents", "frames", "plain cut"}:
-            cells.append(f"{value:,}")
-        else:
-            cells.append(f"{value / 1e6:,.3f}" if column == "seconds" else f"{value / 1e6:,.1f} MB")
-    print(f"| {name} |", " | ".join(cells), "|", flush=True)
+def _cells(row: Row, columns: Iterable[str]) -> list[str]:
+    return [
+        f"{row[column]:,}" if column in COUNTS
+        else f"{row[column]:.3f}" if column == "seconds"
+        else f"{row[column] / 1e6:,.1f}"
+        for column in columns
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

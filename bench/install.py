@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import contenders
 import disks
 import measure
-
-BIN = Path(sys.executable).parent
+from contenders import BIN
+from results import add_json, ran_on, report, table
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Row:
 
 
 def main() -> None:
-    """Install with each contender and print the table, or one JSON object."""
+    """Install with each contender and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--wheels", type=Path, required=True, help="a directory with all wheels that are needed"
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--requirements", type=Path, required=True, help="a requirements file")
     parser.add_argument("--directory", type=Path, help="where to work; default a temporary one")
     parser.add_argument("--size", type=float, default=20, help="GB that one installation may take")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_json(parser)
     arguments = parser.parse_args()
     disks.enter()
     wheels, requirements = arguments.wheels.resolve(), arguments.requirements.resolve()
@@ -62,16 +63,19 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="packhorse-install-", dir=arguments.directory) as name:
         space = disks.Disks(disks.best_kind(), Path(name))
-        for contender in contenders(wheels, requirements):
+        for contender in installers(wheels, requirements):
             with space.fresh(int(arguments.size * 1e9)) as directory:
                 try:
                     rows.append(_install(contender, directory))
                 except measure.BrokenError as error:
                     print(f"{contender.name} failed: {error}", file=sys.stderr)
-    print(json.dumps([asdict(row) for row in rows]) if arguments.json else table(rows))
+    versions = contenders.versions("packhorse", "pip", "uv")
+    figures = {"disk": space.kind, "versions": versions, "contenders": [asdict(row) for row in rows]}
+    notes = [contenders.told(versions), ran_on(f"a new {space.kind} for each run")]
+    report(arguments.json, figures, [shown(rows)], notes)
 
 
-def contenders(wheels: Path, requirements: Path) -> list[Contender]:
+def installers(wheels: Path, requirements: Path) -> list[Contender]:
     """Those that are there. They run in their own directory."""
     packhorse = [sys.executable, "-m", "packhorse", "install", "--json", "--config", "packhorse.toml"]
     for_pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
@@ -146,17 +150,32 @@ class _Disk:
         return (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
 
-def table(rows: Sequence[Row]) -> str:
+def shown(rows: Sequence[Row]) -> str:
     """In Markdown."""
-    lines = [
-        "| | seconds | CPU s | MB at the end | MB at most | ratio | packhorse's peak_root_bytes, MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        said = f"{row.said_peak / 1e6:,.0f}" if row.said_peak else ""
-        sizes = f"{row.size / 1e6:,.0f} | {row.peak / 1e6:,.0f} | {row.peak / row.size:.2f}"
-        lines.append(f"| `{row.name}` | {row.seconds:.1f} | {row.cpu or 0:.1f} | {sizes} | {said} |")
-    return "\n".join(lines)
+    return table(
+        "install from local wheels",
+        [
+            "contender",
+            "seconds",
+            "CPU s",
+            "MB at the end",
+            "MB at most",
+            "ratio",
+            "packhorse's peak_root_bytes, MB",
+        ],
+        [
+            [
+                f"`{row.name}`",
+                f"{row.seconds:.1f}",
+                "" if row.cpu is None else f"{row.cpu:.1f}",
+                f"{row.size / 1e6:,.0f}",
+                f"{row.peak / 1e6:,.0f}",
+                f"{row.peak / row.size:.2f}",
+                "" if row.said_peak is None else f"{row.said_peak / 1e6:,.0f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 if __name__ == "__main__":

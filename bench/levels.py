@@ -10,13 +10,16 @@ import argparse
 import contextlib
 import itertools
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from packhorse.snapshot import frames, gpu
 from packhorse.snapshot.frames import Cut
 from packhorse.snapshot.scan import scan
+from results import add_json, ran_on, report, table
 
 
 def main() -> None:
@@ -27,15 +30,35 @@ def main() -> None:
     parser.add_argument(
         "--levels", default="1,3,9,19", help="divided by commas (default: %(default)s; 19 is `best`)"
     )
+    add_json(parser)
     arguments = parser.parse_args()
     files, cuts = cut(arguments.tree)
     chosen = cuts[:: arguments.every]
     length = sum(each.length for each in chosen)
-    print(f"{len(chosen):,} of {len(cuts):,} frames, {length / 1e6:,.0f} MB\n", flush=True)
-    print("| level | stored | CPU s to compress | CPU s to decompress |\n| --- | ---: | ---: | ---: |")
+    levels = []
     for level in map(int, arguments.levels.split(",")):
-        stored, packing, unpacking = measured(files, chosen, level)
-        print(f"| {level} | {stored / 1e6:,.1f} MB | {packing:.1f} | {unpacking:.2f} |", flush=True)
+        levels.append(measured(files, chosen, level))
+        print(f"level {level}: {levels[-1].compress_cpu:.1f} CPU s", file=sys.stderr)
+    report(
+        arguments.json,
+        {
+            "frames": len(cuts),
+            "chosen_frames": len(chosen),
+            "bytes": length,
+            "levels": [each._asdict() for each in levels],
+        },
+        [
+            table(
+                "levels of compression",
+                ["level", "stored, MB", "CPU s to compress", "CPU s to decompress and check"],
+                [
+                    [str(level), f"{stored / 1e6:,.1f}", f"{packing:.1f}", f"{unpacking:.2f}"]
+                    for level, stored, packing, unpacking in levels
+                ],
+            )
+        ],
+        [f"{len(chosen):,} of {len(cuts):,} frames, {length / 1e6:,.0f} MB, on one processor.", ran_on()],
+    )
 
 
 def cut(tree: Path) -> tuple[list[Path], list[Cut]]:
@@ -50,8 +73,17 @@ def cut(tree: Path) -> tuple[list[Path], list[Cut]]:
     return files, list(frames.cut([(item.path, item.signature.size) for item in found], pieces))
 
 
-def measured(files: Sequence[Path], chosen: Sequence[Cut], level: int) -> tuple[int, float, float]:
-    """Bytes stored, and CPU-seconds to compress and to decompress."""
+class Level(NamedTuple):
+    """Bytes stored, and CPU-seconds to compress them and to decompress and check them."""
+
+    level: int
+    stored: int
+    compress_cpu: float
+    decompress_cpu: float
+
+
+def measured(files: Sequence[Path], chosen: Sequence[Cut], level: int) -> Level:
+    """Compress the frames and decompress them again."""
     size, packing, unpacking = 0, 0.0, 0.0
     for raw in map(read, itertools.repeat(files), chosen):
         digest = frames.digest_of(raw)
@@ -65,7 +97,7 @@ def measured(files: Sequence[Path], chosen: Sequence[Cut], level: int) -> tuple[
         unpacking += time.process_time() - given
         packing += packed - began
         size += len(stored)
-    return size, packing, unpacking
+    return Level(level, size, packing, unpacking)
 
 
 def read(files: Sequence[Path], frame: Cut) -> bytes:

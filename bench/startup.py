@@ -6,14 +6,14 @@ The two take turns, so that whatever else this machine does hits both; the first
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from results import add_json, ran_on, report, spread, table
 
 BIN = Path(sys.executable).parent
 COMMANDS = {
@@ -23,22 +23,20 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Measure and print a table, or one JSON object."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=30, help="measured turns of each command")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    add_json(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         seconds = measure(arguments.rounds, Path(directory))
-    if arguments.json:
-        medians = {name: statistics.median(times) for name, times in seconds.items()}
-        print(json.dumps({"rounds": arguments.rounds, "median_seconds": medians, "seconds": seconds}))
-        return
-    print(f"| {arguments.rounds} rounds | median | fastest | slowest |")
-    print("| --- | ---: | ---: | ---: |")
-    for name, times in seconds.items():
-        figures = (statistics.median(times), min(times), max(times))
-        print(f"| `{name}` | {' | '.join(f'{figure * 1000:.0f} ms' for figure in figures)} |")
+    rows = [[f"`{name}`", spread(times, ".3f")] for name, times in seconds.items()]
+    report(
+        arguments.json,
+        {"rounds": arguments.rounds, "seconds": seconds},
+        [table("start of a command", ["command", "seconds"], rows)],
+        [f"{arguments.rounds} rounds: the median (the fastest..the slowest).", ran_on()],
+    )
 
 
 def measure(rounds: int, directory: Path) -> dict[str, list[float]]:

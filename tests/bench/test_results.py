@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.bench.tables import table
+
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
 import environments
 from measure import Cost
@@ -27,13 +29,6 @@ def filled(*rounds: dict[str, Cost | None]) -> Results:
         for name, each in contenders.items():
             results.add("restore", name, f"{name} --now", each)
     return results
-
-
-def table(text: str, title: str = "restore") -> dict[str, dict[str, str]]:
-    """The rows of a table by contender, each by column."""
-    lines = text.split(f"**{title}**\n\n")[1].split("\n\n", maxsplit=1)[0].splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return {row[0]: dict(zip(head[1:], row[1:])) for row in rows}
 
 
 def test_figures_are_medians_and_stand_before_their_range() -> None:
