@@ -119,3 +119,21 @@ def test_what_is_excluded_is_neither_saved_nor_touched(new_worker: NewWorker) ->
     second.pull()
     assert second.names() == ["a", "b.tmp"]
     assert second.read("models/b.tmp") == "mine"
+
+
+def test_a_time_beyond_64_bits_of_nanoseconds_is_kept_as_the_last_within(new_worker: NewWorker) -> None:
+    first, second = new_worker("first"), new_worker("second")
+    assert first.root
+    last, later = (1 << 63) - 1, 13_569_465_600  # the year 2400, in seconds
+    names = ("packages/strange.py", "models/strange")
+    for name in names:
+        os.utime(first.write(name, "strange"), (later, later))
+        if os.stat(first.path / name).st_mtime != later:
+            pytest.skip("this file system knows no such times")
+    first.push()
+    second.pull()
+    for name in names:
+        assert second.read(name) == "strange"
+        assert os.stat(second.path / name).st_mtime_ns == last
+    assert (first.push().transferred_bytes, second.pull().transferred_bytes) == (0, 0)
+    assert second.push().pushed == []
