@@ -55,6 +55,8 @@ class _Record(NamedTuple):
 
 
 _PACKED = struct.Struct(f"<{len(Signature(0, 0, 0, 0, 0))}sqqh")
+_TIMES = struct.Struct("<16xq16xq")
+"""Of a packed record: when the file changed, and when that was seen."""
 _Packed: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=_PACKED.size)]
 _TOGETHER = 4096
 """Records in one part of the file: encoding all at once would take their memory twice."""
@@ -115,8 +117,8 @@ class Index:
         packed = self._files.get(path)
         if packed is None or not packed.startswith(signature):
             return None
-        record = _Record.of(packed)
-        return record.digests if signature.ctime + RACE < record.seen else None
+        ctime, seen = _TIMES.unpack_from(packed)
+        return packed[_PACKED.size :] if ctime + RACE < seen else None
 
     def synced(self, path: bytes, content: Content) -> bool:
         """Whether `path` had this content when it was last restored or saved (or was just being restored)."""

@@ -44,12 +44,9 @@ class Signature(bytes):
         return int.from_bytes(self[16:24], "little", signed=True)
 
     @property
-    def device(self) -> int:
-        return int.from_bytes(self[24:32], "little")
-
-    @property
-    def inode(self) -> int:
-        return int.from_bytes(self[32:], "little")
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: two names of one file have the same."""
+        return int.from_bytes(self[24:32], "little"), int.from_bytes(self[32:], "little")
 
     def written_as(self, other: Signature) -> bool:
         """Whether they differ in the time of change at most, which a link or a rename moves."""

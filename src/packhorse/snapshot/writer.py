@@ -211,7 +211,7 @@ def _named_once(found: Sequence[Found]) -> tuple[list[Found], dict[bytes, bytes]
         if item.kind != "file":
             continue
         if item.links > 1:
-            first = names.setdefault((item.signature.device, item.signature.inode), item.path)
+            first = names.setdefault(item.signature.identity, item.path)
             if first != item.path:
                 links[item.path] = first
                 continue

@@ -120,7 +120,7 @@ def _path(root: Root) -> Path:
 def _is_one(base: bytes, path: bytes, signature: Signature, missing: Identities) -> bool:
     """Whether a file is one of `missing`. Its number may have gone to a new file, which has another time or no holes;
     somebody may have set the time of a file that never arrived, which has."""
-    known = missing.get((signature.device, signature.inode))
+    known = missing.get(signature.identity)
     if known is None or known[0] != signature.size:
         return False
     if known[1] == signature.mtime:

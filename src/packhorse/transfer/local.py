@@ -154,11 +154,14 @@ class Local:
 
     def holds(self, item: Found, entry: File, frames: Sequence[Frame]) -> bool:
         """Whether a scanned file of `packages/` is the manifest's: by stat, and by content."""
-        same = (item.mode, item.signature.mtime, item.signature.size) == (entry.mode, entry.mtime, entry.size)
-        if item.kind != "file" or not same:
+        signature = item.signature
+        same = item.kind == "file" and item.mode == entry.mode and signature.size == entry.size
+        if not same or signature.mtime != entry.mtime:
             return False
+        path, expected = PACKAGES + item.path, content_of(entry, frames)
+        if self.index.digests(path, item.signature) == expected:
+            return True
         seen = now()
-        expected = content_of(entry, frames)
         holes = None
         if self.holes:
             numbers = set(entry.pieces[::3])
@@ -166,9 +169,7 @@ class Local:
         content = self.content(item, PACKAGES, expected=expected, like=entry, holes=holes)
         if content is None or content != expected:
             return False
-        path = PACKAGES + item.path
-        if self.index.digests(path, item.signature) != content:
-            self.index.add(path, item.signature, (content, item.mode), seen=seen)
+        self.index.add(path, item.signature, (content, item.mode), seen=seen)
         return True
 
     def whole(self) -> bool:
@@ -195,16 +196,16 @@ class Local:
         for item, entry in zip(found, manifest.entries):
             if item.path != entry.path:
                 return False
-            inode = (item.signature.device, item.signature.inode)
             if isinstance(entry, File):
-                inodes[entry.path] = inode
+                if item.links > 1:
+                    inodes[entry.path] = item.signature.identity
                 same = self.holds(item, entry, manifest.frames)
             elif isinstance(entry, Symlink):
                 same = item.kind == "symlink" and self.content(item, PACKAGES) == entry.target
             elif isinstance(entry, Directory):
                 same = item.kind == "directory" and item.mode == entry.mode
             else:
-                same = item.kind == "file" and inodes[entry.target] == inode
+                same = item.kind == "file" and inodes.get(entry.target) == item.signature.identity
             if not same:
                 return False
         return True

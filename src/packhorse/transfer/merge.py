@@ -129,7 +129,7 @@ def changed_paths(
             passed.add(item.path)
             continue
         if item.links > 1 and item.kind == "file":
-            linked.setdefault((item.signature.device, item.signature.inode), []).append(item.path)
+            linked.setdefault(item.signature.identity, []).append(item.path)
         winner = winners.get(item.path)
         if winner is None and item.path in _TOP:
             continue

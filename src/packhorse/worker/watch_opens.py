@@ -38,7 +38,7 @@ class OpenWatch:
         watched: dict[tuple[int, int], Found] = {}
         for file in files:
             if file.kind == "file" and file.signature.size >= MEDIUM_FILE:
-                watched.setdefault((file.signature.device, file.signature.inode), file)
+                watched.setdefault(file.signature.identity, file)
         self.opened: list[Opened] = []
         self.sizes = {file.path: file.signature.size for file in watched.values()}
         """Of all watched files, in bytes."""
