@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from statistics import mean, median
 
 from packhorse.transfer.pace import FIRST, LEAST, MOST, Pace
 
@@ -42,6 +44,17 @@ def test_where_more_bring_nothing_their_number_stays() -> None:
     assert line.bring(1000).count(FIRST) > 500
     assert max(line.limits) <= FIRST + FIRST // 2
     assert min(line.limits) == FIRST
+
+
+def test_what_a_line_brings_by_chance_is_no_reason_for_more() -> None:
+    chance = random.Random(1)
+    lines = [Line(lambda limit: 100 * MIB * chance.uniform(0.5, 1.5)) for _ in range(20)]
+    assert mean(median(line.bring(1000)) for line in lines) <= FIRST + FIRST // 2
+
+
+def test_the_first_bytes_which_are_slow_to_come_are_no_reason_for_more() -> None:
+    line = Line(lambda limit: 100 * MIB if line.now > 1000 else 8 * MIB)
+    assert median(line.bring(1000)) == FIRST
 
 
 def test_a_number_is_found_near_where_the_line_is_full_and_given_up_when_it_grows() -> None:

@@ -10,9 +10,9 @@ from statistics import median
 
 FIRST, LEAST, MOST = 4, 2, 32
 """Requests at a time: at the start, and what it is kept between."""
-_GAIN = 1.06
-"""More requests at a time are kept when they bring this much more."""
-_REST = 10
+_GAIN = 1.10
+"""More requests at a time are kept when they bring this much more, all windows of either number taken together."""
+_REST = 4
 """Windows for which a number that was found is kept before more are tried again."""
 _OVERDUE = 3.0
 """A request that takes this many times as long as most, for its size, is overdue."""
@@ -23,8 +23,9 @@ _PATIENCE, _FIRST_PATIENCE = 0.5, 5.0
 class Pace:
     """The number of requests at a time: `limit`, climbed up and down by what it brings.
 
-    More are tried while those who use the bytes wait for them. Where the processor is what everything waits for, more
-    would only take memory, so the number falls.
+    More are tried while those who use the bytes wait for them. The same number brings now more, now less: so where more
+    of them do not bring half of what they might, what fewer bring is looked at once more. Where the processor is what
+    everything waits for, more would only take memory, so the number falls.
     """
 
     def __init__(self, now: float, *, pinned: int | None = None) -> None:
@@ -32,7 +33,10 @@ class Pace:
         self._pinned = pinned is not None
         self._ended: deque[tuple[float, int]] = deque(maxlen=32)
         """Seconds and bytes of the last requests."""
-        self._before: tuple[int, float] | None = None
+        self._fewer = 0
+        """While more are tried the number before, else 0."""
+        self._brought: dict[int, tuple[int, float]] = {}
+        """By the number of requests: bytes, and the seconds in which they came."""
         self._rest = 0
         self._begin(now)
 
@@ -42,24 +46,41 @@ class Pace:
     def ended(self, size: int, seconds: float, now: float, *, awaited: bool) -> None:
         """A request of `size` bytes took `seconds`; `awaited`: somebody had nothing to do until it came."""
         self._ended.append((seconds, size))
+        if len(self._ended) == 1:  # a line takes a while to get going
+            self._begin(now)
+            return
         self._count += 1
         self._bytes += size
         self._waited += awaited
         if not self._pinned and self._count >= 2 * self.limit and now > self._since:
-            self._turn(self._bytes / (now - self._since), self._waited * 2 >= self._count)
+            self._turn(now - self._since, self._waited * 2 >= self._count)
             self._begin(now)
 
-    def _turn(self, rate: float, starving: bool) -> None:
-        """One window ended in which `rate` bytes a second came."""
+    def _turn(self, seconds: float, starving: bool) -> None:
+        """One window ended, that long after it began."""
         if not starving:
-            self.limit, self._before = max(LEAST, self.limit - 1), None
-        elif self._before is not None and rate < self._before[1] * _GAIN:
-            self.limit, self._before, self._rest = self._before[0], None, _REST
+            self.limit, self._fewer, self._brought = max(LEAST, self.limit - 1), 0, {}
+            return
+        size, before = self._brought.get(self.limit, (0, 0.0))
+        self._brought[self.limit] = size + self._bytes, before + seconds
+        if self._fewer:
+            half = (1 + self.limit / self._fewer) / 2
+            if self._bytes / seconds < self._rate(self._fewer) * half:
+                self.limit, self._fewer, self._rest = self._fewer, 0, _REST
+                return
+        self._fewer = 0
+        more = min(MOST, self.limit + max(1, self.limit // 2))
+        if more > self.limit and self._rate(more) >= self._rate(self.limit) * _GAIN:
+            self.limit, self._rest = more, 0
         elif self._rest:
             self._rest -= 1
-        elif self.limit < MOST:
-            self._before = self.limit, rate
-            self.limit = min(MOST, self.limit + max(1, self.limit // 2))
+        elif more > self.limit:
+            self._fewer, self.limit = self.limit, more
+
+    def _rate(self, limit: int) -> float:
+        """What so many requests at a time brought, in bytes a second."""
+        size, seconds = self._brought.get(limit, (0, 1.0))
+        return size / seconds
 
     def patience(self, size: int) -> float:
         """Seconds after which a request of `size` bytes is overdue, so that asking once more may be faster."""
