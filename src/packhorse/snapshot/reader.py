@@ -94,11 +94,10 @@ class Tree:
 
     def new_space(self, block: int, without: Collection[int] = ()) -> Space:
         """What the tree will take on a disk with blocks of `block` bytes beyond what is linked, without some frames."""
-        lengths = dict.fromkeys((file.path for file in self._files), 0)
-        for number, inside in enumerate(self._members):
-            if number not in self._holes and number not in without:
-                for member in inside:
-                    lengths[member.file.path] += member.length
+        lengths = {file.path: file.size for file in self._files}
+        for number in self._holes.union(without):
+            for member in self._members[number]:
+                lengths[member.file.path] -= member.length
         directories = sum(isinstance(entry, Directory) for entry in self.entries)
         links = sum(isinstance(entry, Symlink) for entry in self.entries)
         return Space(
