@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -231,6 +232,47 @@ def test_a_store_without_ranges_is_asked_for_each_pack_once(
         packs = [path for path in relay.requested if "/packs/" in path]
         assert len(packs) == len(set(packs)) + 1  # the first one is also what tells that ranges are ignored
         assert relay.received < stored + 20 * MB
+
+
+@pytest.mark.parametrize("hold", ["/manifests/", "/placements/"])
+def test_documents_of_shared_directories_are_asked_for_side_by_side(
+    first: Worker, seaweedfs: S3Server, tmp_path: Path, hold: str
+) -> None:
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}", endpoint=seaweedfs.endpoint)
+    there = Worker(first.path, storage, seaweedfs.environ())
+    for number in range(3):
+        there.write(f"models/model{number}", NOISE.randbytes(MB))
+        settle(there.path / "models")
+        there.push(directories=["models"])
+    with ThreadPoolExecutor(1) as pool, Relay(seaweedfs.endpoint, hold=hold) as relay:
+        here = Worker(tmp_path / "second", Storage(url=storage.url, endpoint=relay.endpoint), there.environ)
+        pulling = pool.submit(here.pull)
+        with relay.news:
+            assert relay.news.wait_for(lambda: relay.holding == 3, 60)
+        relay.release()
+        pulling.result()
+    assert persistent(here.path)["models"] == persistent(first.path)["models"]
+
+
+def test_the_placement_of_packages_is_asked_for_while_their_manifest_is_on_its_way(
+    first: Worker, seaweedfs: S3Server, tmp_path: Path
+) -> None:
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}", endpoint=seaweedfs.endpoint)
+    there = Worker(first.path, storage, seaweedfs.environ())
+    there.push(directories=["packages"])
+    with ThreadPoolExecutor(1) as pool, Relay(seaweedfs.endpoint) as relay:
+        relay.hold = there.root.state().manifest
+        here = Worker(tmp_path / "second", Storage(url=storage.url, endpoint=relay.endpoint), there.environ)
+        pulling = pool.submit(here.pull)
+        with relay.news:  # the manifest, and the listing of its placements
+            assert relay.news.wait_for(lambda: relay.holding == 2, 60)
+        relay.release()
+        pulling.result()
+        asked = list(relay.asked)
+        here.pull()
+        assert len(relay.asked) == len(asked) + 1, "the tag alone, where nothing is to be brought"
+    assert sum("/placements/" in path for path in asked) == 1
+    assert persistent(here.path)["packages"] == persistent(first.path)["packages"]
 
 
 # --- another Python, another child ---

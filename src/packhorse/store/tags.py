@@ -37,6 +37,7 @@ _LARGEST = 16 << 20
 """Bytes of a snapshot's document and of an entry's body: enough for eighty thousand names."""
 _THREADS = 8
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
 _PLACEMENT = re.compile(r"placements/[0-9a-f]{64}/([0-9]{14})-[0-9a-f]{8}")
 _KEY = re.compile(
     r"tags/([^/]+)/(packages|shared)/([0-9]{14})-(put|fold)-([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{8})"
@@ -136,6 +137,14 @@ def read_with_history(store: Store) -> tuple[list[TagEntry], list[TagEntry]]:
     return steady(read)
 
 
+def side_by_side(work: Callable[[_Item], _T], items: Sequence[_Item]) -> list[_T]:
+    """What `work`, which asks a store, makes of each of `items`, several at a time."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), _THREADS)) as pool:
+        return list(pool.map(work, items))
+
+
 def steady(read: Callable[[], _T]) -> _T:
     """What `read`, which lists entries and gets their bodies, finds; again where an entry was forgotten between the
     two."""
@@ -182,10 +191,7 @@ def history(shared: Iterable[TagEntry]) -> str:
 def entry_facts(store: Store, entries: Sequence[TagEntry]) -> list[EntryFacts]:
     """The bodies of tag entries. What counts of a push stands in its key, so one whose body cannot be read only tells
     nothing; raises IntegrityError for such a fold."""
-    if len(entries) < 2:
-        return [_facts(store, entry) for entry in entries]
-    with ThreadPoolExecutor(min(len(entries), _THREADS)) as pool:
-        return list(pool.map(lambda entry: _facts(store, entry), entries))
+    return side_by_side(lambda entry: _facts(store, entry), entries)
 
 
 def _facts(store: Store, entry: TagEntry) -> EntryFacts:
@@ -351,7 +357,12 @@ def put_manifest(store: Store, manifest: Encoded, base: Encoded | None = None) -
 
 def get_placement(store: Store, manifest: Manifest, digest: str) -> Placement:
     """The newest placement of a manifest. Raises IntegrityError where there is none that fits."""
-    return documents.decode_placement(store.get(newest_placement(store, digest)), manifest, digest)
+    return documents.decode_placement(get_stored_placement(store, digest), manifest, digest)
+
+
+def get_stored_placement(store: Store, digest: str) -> bytes:
+    """The object of it. Raises IntegrityError where there is none."""
+    return store.get(newest_placement(store, digest))
 
 
 def newest_placement(store: Store, digest: str) -> str:
@@ -377,10 +388,7 @@ def get_placements(store: Store, digests: Sequence[str]) -> list[Placement]:
         except (IntegrityError, NotFoundError):
             return []
 
-    if not digests:
-        return []
-    with ThreadPoolExecutor(min(len(digests), _THREADS)) as pool:
-        return [placement for found in pool.map(newest, digests) for placement in found]
+    return [placement for found in side_by_side(newest, digests) for placement in found]
 
 
 def put_placement(store: Store, placement: Placement) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.snapshot.contents import content_of
-from packhorse.snapshot.manifest import Directory, File, Manifest
+from packhorse.snapshot.manifest import Directory, File, Manifest, decode_placement
 from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_space
 from packhorse.snapshot.scan import readable, signature_of
@@ -140,6 +141,8 @@ class _Restore:
         self.plan = Plan({}, set(), [])
         self.code: GpuCode | None = None
         """Of the packages."""
+        self._placement: Future[bytes] | None = None
+        """Theirs, where it was asked for ahead."""
 
     def run(self) -> PullResult:
         with uncollected():
@@ -227,7 +230,10 @@ class _Restore:
         digest = self.snapshot.packages
         if not digest:
             return None
-        manifest = self.local.manifest(self.store, digest, "packages")
+        with ThreadPoolExecutor(1) as beside:
+            if self.local.encoded(digest) is None:  # so there is something to bring
+                self._placement = beside.submit(tags.get_stored_placement, self.store, digest)
+            manifest = self.local.manifest(self.store, digest, "packages")
         self._refuse_foreign(manifest)
         self._count(manifest)
         self.code = GpuCode(
@@ -267,11 +273,12 @@ class _Restore:
 
     def _plan_shared(self) -> dict[str, Tree]:
         """What has to be brought of the shared manifests, by their digests."""
-        manifests = [
-            (stamp, digest, self.local.manifest(self.store, digest, "shared"))
-            for stamp, digest in self.snapshot.shared
-        ]
-        winners = self.winners = union(manifests)
+        digests = list(dict.fromkeys(digest for _, digest in self.snapshot.shared))
+        found = tags.side_by_side(lambda digest: self.local.manifest(self.store, digest, "shared"), digests)
+        manifests = dict(zip(digests, found))
+        winners = self.winners = union(
+            (stamp, digest, manifests[digest]) for stamp, digest in self.snapshot.shared
+        )
         for winner in winners.values():
             if not isinstance(winner.entry, Directory):
                 self.result.files += 1
@@ -290,7 +297,7 @@ class _Restore:
                 wanted.setdefault(winners[path].digest, set()).add(path)
         return {
             digest: Tree(self.root.staging / digest[:16], manifest, digest, wanted=wanted[digest])
-            for digest, manifest in {digest: manifest for _, digest, manifest in manifests}.items()
+            for digest, manifest in manifests.items()
             if digest in wanted
         }
 
@@ -309,7 +316,11 @@ class _Restore:
     def _packages_placed(self) -> Mapping[bytes, Placed]:
         """Where the frames of the packages lie."""
         assert self.code is not None
-        return placed_by(tags.get_placement(self.store, self.code.manifest, self.snapshot.packages))
+        digest = self.snapshot.packages
+        stored = (
+            self._placement.result() if self._placement else tags.get_stored_placement(self.store, digest)
+        )
+        return placed_by(decode_placement(stored, self.code.manifest, digest))
 
     def _may_hold(self, path: bytes) -> bool:
         """None that replaces a shared one: should the restore fail, that is still there."""
@@ -327,9 +338,11 @@ class _Restore:
             parts.append(Part(PACKAGES, packages, numbers, self._packages_placed))
         if self.plan.wanted:
             self.result.pulled.append("shared")
-        for digest, tree in shared.items():
-            placed = placed_by(tags.get_placement(self.store, tree.manifest, digest))
-            parts.append(Part(b"", tree, tree.missing, placed))
+        placements = tags.side_by_side(
+            lambda digest: tags.get_placement(self.store, shared[digest].manifest, digest), list(shared)
+        )
+        for tree, placement in zip(shared.values(), placements):
+            parts.append(Part(b"", tree, tree.missing, placed_by(placement)))
         return parts
 
     def _fetch(self, jobs: Sequence[Job], **options: Any) -> None:
