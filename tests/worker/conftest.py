@@ -40,6 +40,12 @@ def alive(pid: int) -> bool:
     return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
 
 
+def pending(pid: int, number: int) -> bool:
+    """Whether a signal that was sent to a process has not been taken yet."""
+    waiting = Path(f"/proc/{pid}/status").read_text().partition("ShdPnd:")[2].split()[0]
+    return bool(int(waiting, 16) >> (number - 1) & 1)
+
+
 class Started:
     """A supervisor in the background; its child speaks in lines on stdout."""
 
