@@ -237,6 +237,23 @@ def test_a_signal_ends_the_wait_for_packages_that_are_being_exchanged(
     assert ephemeral(root_path) == []
 
 
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_an_environment_that_became_partial_while_it_was_waited_for_is_refused(
+    start: Start, root_path: Path, command: str
+) -> None:
+    """As by an early start of another worker on the same root."""
+    root = Root.open(root_path)
+    with root.packages_unused() as unused:
+        assert unused
+        supervisor = start(command, "--", "touch", "ran")
+        waits = re.compile(rf"-> FLOCK +ADVISORY +READ +{supervisor.pid} ")
+        until(lambda: waits.search(Path("/proc/locks").read_text()))
+        root.record(State(state="partial"))
+    assert supervisor.wait() == 125
+    assert "only partly restored" in supervisor.errors()
+    assert not (root_path.parent / "ran").exists()
+
+
 # --- the status file ---
 
 
