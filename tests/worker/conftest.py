@@ -141,6 +141,15 @@ def take(*numbers): return signal.Signals(signal.sigwait(numbers)).name
 """
 
 
+PATIENT = (
+    sys.executable,
+    "-c",
+    "import sys; from packhorse.worker import supervise; supervise.LEFTOVER_PATIENCE = 1000.0; "
+    "del sys.argv[1:4]; from packhorse.cli import main; main()",
+)
+"""What is put in front of a supervisor for which what a command leaves behind has all the time to end by itself."""
+
+
 def status(file: Path) -> dict[str, Any]:
     """The status file; {} while there is none."""
     try:
