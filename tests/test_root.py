@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,28 @@ def test_packages_in_use_are_not_exchanged(root_path: Path) -> None:
     os.close(user)
     with root.packages_unused() as unused:
         assert unused
+
+
+def test_who_only_looks_whether_packages_are_in_use_is_taken_for_no_user(root_path: Path) -> None:
+    """As when several workers start on one root at the same moment."""
+    root = Root.open(root_path)
+    found: list[bool] = []
+
+    def look() -> None:
+        with root.packages_unused() as unused:
+            found.append(unused)
+
+    other = threading.Thread(target=look)
+    with root.packages_unused():
+        other.start()
+        while not found and f" {os.getpid()} " not in _waiting_for_locks():
+            pass
+    other.join()
+    assert found == [True]
+
+
+def _waiting_for_locks() -> str:
+    return "".join(line for line in Path("/proc/locks").read_text().splitlines(True) if "-> FLOCK" in line)
 
 
 def _generations(root: Root) -> None:

@@ -165,12 +165,16 @@ class Root:
 
     @contextlib.contextmanager
     def packages_unused(self) -> Iterator[bool]:
-        """Hold the exclusive lock on `packages/`, if it can be had at once: yields whether it could."""
-        descriptor = self._packages_lock()
-        try:
-            yield _try_lock(descriptor, fcntl.LOCK_EX)
-        finally:
-            os.close(descriptor)
+        """Hold the exclusive lock on `packages/`, if nobody uses them: yields whether it could be had.
+
+        Waits for others who only look, or exchange: they are no users.
+        """
+        with atomic.locked(self.private / "packages.turn"):
+            descriptor = self._packages_lock()
+            try:
+                yield _try_lock(descriptor, fcntl.LOCK_EX)
+            finally:
+                os.close(descriptor)
 
     def _packages_lock(self) -> int:
         return os.open(self.private / "packages.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -40,6 +40,12 @@ def alive(pid: int) -> bool:
     return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
 
 
+def pending(pid: int, number: int) -> bool:
+    """Whether a signal that was sent to a process has not been taken yet."""
+    waiting = Path(f"/proc/{pid}/status").read_text().partition("ShdPnd:")[2].split()[0]
+    return bool(int(waiting, 16) >> (number - 1) & 1)
+
+
 class Started:
     """A supervisor in the background; its child speaks in lines on stdout."""
 
@@ -133,6 +139,15 @@ def say(*words): os.write(1, (" ".join(map(str, words)) + "\n").encode())
 def taking(*numbers): signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 def take(*numbers): return signal.Signals(signal.sigwait(numbers)).name
 """
+
+
+PATIENT = (
+    sys.executable,
+    "-c",
+    "import sys; from packhorse.worker import supervise; supervise.LEFTOVER_PATIENCE = 1000.0; "
+    "del sys.argv[1:4]; from packhorse.cli import main; main()",
+)
+"""What is put in front of a supervisor for which what a command leaves behind has all the time to end by itself."""
 
 
 def status(file: Path) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
-from tests.worker.conftest import Start, python, status, until
+from tests.worker.conftest import Start, alive, pending, python, status, until
 
 from packhorse.config import Storage
 from packhorse.profile_name import name_of
@@ -146,6 +147,12 @@ def recorder_of(supervisor: int, child: str) -> int:
     return recorder
 
 
+def sleeps_in(pid: int) -> str:
+    """Where in the kernel a process sleeps, if it does; "0" everywhere where that is not told."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return Path(f"/proc/{pid}/wchan").read_text() if state == "S" else ""
+
+
 def test_a_killed_recorder_does_not_hurt_the_command(start: Start, root: Path, tmp_path: Path) -> None:
     file = tmp_path / "status.json"
     supervisor = start("profile", "--status-file", file, *python(WAITS), root)
@@ -193,15 +200,72 @@ def test_recording_ends_after_its_time_and_the_command_goes_on(
 ) -> None:
     program = f"""
 os.chdir({str(root)!r})
+def watched(name):
+    leased = f":{{os.stat(name).st_ino}} "
+    return any("LEASE" in line and leased in line for line in open("/proc/locks"))
+in_time = watched("packages/b.so")
 open("packages/b.so", "rb").close()
-leased = f":{{os.stat('packages/a.so').st_ino}} "
-while any("LEASE" in line and leased in line for line in open("/proc/locks")): pass
+while watched("packages/a.so"): pass
 open("packages/a.so", "rb").close()
-say("done")
+say(in_time)
 """
-    done = packhorse("profile", "--name", "short", "--for", "0.5", *python(program))
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    for seconds in ("0.5", "5", "20"):  # where the machine is so busy that the command starts later
+        done = packhorse("profile", "--name", "short", "--for", seconds, *python(program))
+        assert done.returncode == 0, done.stderr
+        if done.stdout == "True\n":
+            break
     assert opened(name="short") == ["packages/b.so"]
+
+
+def test_a_recorder_that_stood_still_until_its_time_was_over_waits_for_the_end(
+    start: Start, root: Path, tmp_path: Path, opened: Callable[..., list[str]]
+) -> None:
+    file = tmp_path / "status.json"
+    words = ("--name", "still", "--for", "2", "--status-file", file)
+    supervisor = start("profile", *words, *python(WAITS), root)
+    assert supervisor.line() == "ready"
+    pid = until(lambda: status(file).get("pid"))
+    recorder = recorder_of(supervisor.pid, str(pid))
+    os.kill(recorder, signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 2.1)
+    os.kill(recorder, signal.SIGCONT)
+    leased = f":{(root / 'packages/a.so').stat().st_ino} "
+    until(lambda: not any(leased in line for line in Path("/proc/locks").read_text().splitlines()))
+    in_sigwait = until(lambda: sleeps_in(supervisor.pid))
+    until(lambda: not alive(recorder) or sleeps_in(recorder) == in_sigwait)
+    assert alive(recorder), supervisor.errors()
+    os.kill(pid, signal.SIGUSR1)
+    assert supervisor.line() == "0"
+    assert supervisor.wait() == 3
+    assert opened(name="still") == ["packages/b.so"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGWINCH, signal.SIGTERM])
+def test_a_signal_while_the_profile_is_stored_leaves_it_the_time_there_is(
+    start: Start, root: Path, tmp_path: Path, opened: Callable[..., list[str]], number: signal.Signals
+) -> None:
+    file = tmp_path / "status.json"
+    program = f"""
+taking(10)
+open({str(root / "packages/b.so")!r}, "rb").close()
+say("ready")
+take(10)
+sys.exit(3)
+"""
+    words = ("--name", "resized", "--status-file", file)
+    supervisor = start("profile", *words, *python(program), env={"PACKHORSE_RUN_GRACE": "60"})
+    assert supervisor.line() == "ready"
+    pid = until(lambda: status(file).get("pid"))
+    recorder = recorder_of(supervisor.pid, str(pid))
+    os.kill(recorder, signal.SIGSTOP)
+    os.kill(pid, signal.SIGUSR1)
+    until(lambda: status(file)["phase"] == "storing")
+    supervisor.send(number)
+    until(lambda: not pending(supervisor.pid, number))
+    os.kill(recorder, signal.SIGCONT)
+    assert supervisor.wait() == 3
+    assert opened(name="resized") == ["packages/b.so"]
 
 
 def test_a_command_that_opens_nothing_large_has_no_profile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
-from tests.worker.conftest import Start, alive, ephemeral, held_back, python, status, until
+from tests.worker.conftest import PATIENT, Start, alive, ephemeral, held_back, pending, python, status, until
 
 from packhorse.root import Root, State
 
@@ -235,6 +236,23 @@ def test_a_signal_ends_the_wait_for_packages_that_are_being_exchanged(
         supervisor.send(signal.SIGTERM)
         assert supervisor.wait() == 128 + signal.SIGTERM
     assert ephemeral(root_path) == []
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
+def test_an_environment_that_became_partial_while_it_was_waited_for_is_refused(
+    start: Start, root_path: Path, command: str
+) -> None:
+    """As by an early start of another worker on the same root."""
+    root = Root.open(root_path)
+    with root.packages_unused() as unused:
+        assert unused
+        supervisor = start(command, "--", "touch", "ran")
+        waits = re.compile(rf"-> FLOCK +ADVISORY +READ +{supervisor.pid} ")
+        until(lambda: waits.search(Path("/proc/locks").read_text()))
+        root.record(State(state="partial"))
+    assert supervisor.wait() == 125
+    assert "only partly restored" in supervisor.errors()
+    assert not (root_path.parent / "ran").exists()
 
 
 # --- the status file ---
@@ -531,6 +549,76 @@ def test_a_periodic_backup_does_not_use_up_the_time_of_the_last_one(
             return
     assert supervisor.wait() == 128 + signal.SIGTERM
     assert _saved(packhorse, root_path, "model.bin")
+
+
+def test_sigterm_after_the_command_has_a_periodic_backup_make_way_for_the_last_one(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    """Here while what the command left behind is being ended."""
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2", "PACKHORSE_RUN_GRACE": "60"}
+    program = """
+taking(10, 15)
+if not os.fork(): os.setsid(); say(os.getpid()); take(15); say("asked"); signal.pause()
+take(10)
+"""
+    with held_back(model):
+        supervisor = start("run", "--status-file", file, *python(program), env=env, before=PATIENT)
+        left = int(supervisor.line())
+        child = until(lambda: status(file)["pid"])
+        periodic = until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])[0]
+        supervisor.send(signal.SIGUSR1)
+        assert supervisor.line() == "asked"
+        supervisor.send(signal.SIGTERM)
+        until(lambda: not pending(supervisor.pid, signal.SIGTERM))
+        os.kill(left, signal.SIGKILL)
+        until(lambda: not alive(periodic))
+    assert supervisor.wait() == 0
+    assert _saved(packhorse, root_path, "model.bin")
+
+
+def test_after_the_last_backup_no_periodic_one_is_started(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    """Though the time of one comes just when the last one has ended, here since nobody reads what is said of it."""
+    model = Root.open(root_path).models / "model.bin"
+    model.write_bytes(b"weights")
+    file = packhorse.directory / "status.json"
+    env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.5"}
+    os.mkfifo(packhorse.directory / "stderr")
+    stderr = os.open(packhorse.directory / "stderr", os.O_RDWR | os.O_NONBLOCK)
+    with held_back(model):
+        supervisor = start(
+            *("run", "--status-file", file, "--", "sh", "-c", "exit 3"),
+            env=env,
+            before=("sh", "-c", 'exec "$@" 2> stderr', "sh"),
+        )
+        until(lambda: status(file).get("phase") == "backing-up")
+        until(lambda: _children(supervisor.pid))
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(stderr, bytes(1024))
+        supervisor.send(signal.SIGINT)
+        until(lambda: not _children(supervisor.pid))
+        ended = time.monotonic()
+        until(lambda: time.monotonic() - ended > 0.6)
+        os.read(stderr, 1 << 20)
+        assert supervisor.wait() == 3
+        assert not _backups_of(root_path)
+    os.close(stderr)
+
+
+def _backups_of(root: Path) -> list[int]:
+    """The processes that save what changed in a root."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words, variables = (directory / "cmdline").read_bytes(), (directory / "environ").read_bytes()
+            if b"\0backup\0" in words and f"PACKHORSE_ROOT={root}\0".encode() in variables:
+                found.append(int(directory.name))
+    return found
 
 
 def test_sighup_which_many_servers_reload_on_ends_no_periodic_backup(

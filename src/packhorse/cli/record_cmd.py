@@ -40,7 +40,7 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
     from packhorse.worker.profile import Recorded
     from packhorse.worker.watch_opens import OpenWatch
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGALRM])
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # with the supervisor
     loaded = context.load()
     root = context.open_root(loaded)
@@ -56,10 +56,10 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
     watch.begin()
     os.write(ready, b"1")
     os.close(ready)
-    if seconds and signal.sigtimedwait([signal.SIGTERM], seconds) is None:
+    # Not sigtimedwait: when this process is stopped until the time is over, Python's gives a signal that never came.
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # never, for 0
+    if signal.sigwait([signal.SIGTERM, signal.SIGALRM]) == signal.SIGALRM:
         watch.end()
-        signal.sigwait([signal.SIGTERM])
-    elif not seconds:
         signal.sigwait([signal.SIGTERM])
     opened = watch.end()
     # A profile has room for so many, and small ones come early without it.

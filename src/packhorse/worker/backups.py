@@ -59,6 +59,9 @@ class Backups:
             return
         self._status.enter("backing-up")
         self._finishing = True
+        if self._running is not None and self._call.supervisor.grace_ends is not None:
+            self._end_soon(self._running)
+            self._hurried = True
         self._wait()
         while not self._given_up:
             ends = self._call.supervisor.grace_ends
@@ -77,7 +80,8 @@ class Backups:
 
     def _start_periodic(self) -> None:
         restoring = self._gate is not None and self._gate.restoring
-        if self._running is None and not self._call.supervisor.stopping and not restoring:
+        ending = self._finishing or self._call.supervisor.stopping
+        if self._running is None and not ending and not restoring:
             self._start()
 
     def _start_final(self, ends: float | None) -> None:
@@ -101,23 +105,23 @@ class Backups:
             return
         supervisor = self._call.supervisor
 
-        def kill() -> None:
-            process.send(signal.SIGKILL)
-
         def on_signal(number: int) -> None:
             if number not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 return
             self._hurried = number == signal.SIGTERM and not limited
             self._given_up = not self._hurried
-            process.send(signal.SIGTERM)
-            supervisor.at(time.monotonic() + _IMPATIENCE, kill)
+            self._end_soon(process)
 
         limited = (ends := self._call.supervisor.grace_ends) is not None
         if ends is not None:
-            supervisor.at(ends - _CLEANING, kill)
+            supervisor.at(ends - _CLEANING, lambda: process.send(signal.SIGKILL))
         supervisor.wait(process, on_signal)
         self._hurried = False
         supervisor.end_leftovers(process, orphans=False)
+
+    def _end_soon(self, process: Process) -> None:
+        process.send(signal.SIGTERM)
+        self._call.supervisor.at(time.monotonic() + _IMPATIENCE, lambda: process.send(signal.SIGKILL))
 
     def _ended(self, code: int) -> None:
         self._running = None

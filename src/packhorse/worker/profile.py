@@ -118,12 +118,22 @@ def _start(call: run.Invocation, result: Path, name: str, seconds: float) -> Pro
 def _finish(call: run.Invocation, process: Process, result: Path) -> object:
     """Have the recorder store what it has; returns what it says of it, and why where it stored nothing."""
     supervisor = call.supervisor
-    ends = supervisor.grace_ends
-    supervisor.at(
-        time.monotonic() + _PATIENCE if ends is None else ends, lambda: process.send(signal.SIGKILL)
-    )
+    limited = supervisor.grace_ends is not None
+
+    def kill() -> None:
+        process.send(signal.SIGKILL)
+
+    def on_signal(number: int) -> None:
+        nonlocal limited
+        if number == signal.SIGTERM and not limited and supervisor.grace_ends is not None:
+            limited = True
+            supervisor.at(supervisor.grace_ends, kill)
+        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            kill()
+
+    supervisor.at(supervisor.grace_ends or time.monotonic() + _PATIENCE, kill)
     process.send(signal.SIGTERM)
-    code = supervisor.wait(process, lambda number: process.send(signal.SIGKILL))
+    code = supervisor.wait(process, on_signal)
     facts = read_facts(result) or {}
     if code:
         facts.setdefault("error", "The recorder was ended before the profile was stored.")

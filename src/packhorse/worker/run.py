@@ -106,12 +106,12 @@ def execute(call: Invocation, beside: Beside | None = None) -> int:
     has ended.
     """
     try:
-        with _session(call) as opened:
+        with _session(call) as opened, _packages(call) as packages:
             environ = _environment(call, opened)
             if beside is None:
-                return _child(call, opened, environ)
+                return _child(call, opened, packages, environ)
             with beside(opened) as on_start:
-                return _child(call, opened, environ, on_start)
+                return _child(call, opened, packages, environ, on_start)
     except Stopped as stopped:
         return stopped.exit_code
 
@@ -143,7 +143,10 @@ def _boot_and_run(
     """Boot, then run the command; with a gate the boot may go on meanwhile."""
     try:
         code = _boot(call, opened, snapshot, status, gate)
-        return code or _run(call, opened, status, backups, gate)
+        if code:
+            return code
+        with _packages(call) as packages:
+            return _run(call, opened, packages, status, backups, gate)
     finally:
         if gate is not None:
             gate.close()
@@ -233,7 +236,20 @@ def _nothing_to_restore(config: Config, root: Root) -> bool:
     return directory is not None and not os.path.exists(directory / "tags" / config.storage.tag)
 
 
-def _run(call: Invocation, opened: Session, status: Status, backups: Backups, gate: Gate | None) -> int:
+@contextlib.contextmanager
+def _packages(call: Invocation) -> Iterator[int]:
+    """Have nobody exchange `packages/`, from before it is known that they can be used until the command has ended."""
+    with call.supervisor.interruptible():
+        descriptor = call.root.use_packages()
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _run(
+    call: Invocation, opened: Session, packages: int, status: Status, backups: Backups, gate: Gate | None
+) -> int:
     environ = _environment(call, opened, partial=gate is not None and gate.started)
     if gate is not None and gate.restoring:
         environ |= gate.marked
@@ -249,7 +265,7 @@ def _run(call: Invocation, opened: Session, status: Status, backups: Backups, ga
 
     if gate is not None and not gate.await_command(call.command[0], environ):
         return EXIT_SUPERVISOR
-    code = _child(call, opened, environ, on_start, gate)
+    code = _child(call, opened, packages, environ, on_start, gate)
     return EXIT_SUPERVISOR if gate is not None and gate.ended_child else code
 
 
@@ -272,14 +288,13 @@ def _environment(call: Invocation, opened: Session, *, partial: bool = False) ->
 def _child(
     call: Invocation,
     opened: Session,
+    packages: int,
     environ: Mapping[str, str],
     on_start: Callable[[int], None] = lambda pid: None,
     gate: Gate | None = None,
 ) -> int:
     flushing = Flushing(call)
     flushing.begin(gate)
-    with call.supervisor.interruptible():
-        packages = call.root.use_packages()
     try:
         return call.supervisor.run_child(
             call.command,
@@ -290,7 +305,6 @@ def _child(
             on_start=on_start,
         )
     finally:
-        os.close(packages)
         flushing.end()
 
 
