@@ -8,8 +8,8 @@ import time
 import tracemalloc
 from pathlib import Path
 
-import msgspec
 import pytest
+from tests.snapshot.reboot import another_boot
 
 from packhorse import atomic
 from packhorse.snapshot.index import RACE, Index, flush, now
@@ -73,15 +73,6 @@ def test_what_was_restored_here_is_vouched_for_at_once(path: Path, file: Path) -
     index = Index(path)
     index.restored(b"models/a", _signature(file), CONTENT)
     assert index.digests(b"models/a", _signature(file)) == b"digest"
-
-
-def another_boot(path: Path) -> None:
-    """Make an index one that was saved before the machine was started again."""
-    content = path.read_bytes()
-    end = 4 + int.from_bytes(content[:4], "little")
-    version, _, *rest = msgspec.msgpack.decode(content[4:end])
-    head = msgspec.msgpack.encode([version, f"before {time.monotonic_ns()}", *rest])
-    path.write_bytes(len(head).to_bytes(4, "little") + head + content[end:])
 
 
 def _vouched_for(path: Path, file: Path) -> list[bytes]:

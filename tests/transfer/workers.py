@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from tests.snapshot import reboot
 from tests.snapshot.trees import listing
 
 from packhorse.config import Storage
@@ -100,8 +100,7 @@ def persistent(root: Path) -> dict[str, dict[bytes, tuple[Any, ...]]]:
 def another_boot(root: Path) -> None:
     """Make what a root records what it recorded before the machine was started again."""
     index, state = root / ".packhorse/index", root / ".packhorse/state.json"
-    version, _, *rest = msgspec.msgpack.decode(index.read_bytes(), strict=False)
-    index.write_bytes(msgspec.msgpack.encode([version, f"before {time.monotonic_ns()}", *rest]))
+    reboot.another_boot(index)
     state.write_bytes(msgspec.json.encode({**msgspec.json.decode(state.read_bytes()), "boot": "another"}))
 
 
