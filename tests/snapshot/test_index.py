@@ -9,7 +9,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from tests.snapshot.reboot import another_boot
+from tests.snapshot.stored_index import another_boot
 
 from packhorse import atomic
 from packhorse.snapshot.index import RACE, Index, flush, now

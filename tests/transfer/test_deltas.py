@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 from tests.conftest import Packhorse
+from tests.snapshot.stored_index import another_version
 from tests.transfer.conftest import NewWorker
 from tests.transfer.workers import Worker, persistent, settle
 
@@ -178,9 +178,7 @@ def test_two_workers_that_push_the_same_manifest_at_the_same_time_are_both_right
 
 
 def test_an_index_and_copies_of_another_version_are_dropped_without_harm(first: Worker) -> None:
-    index = first.path / ".packhorse/index"
-    _, *rest = msgspec.msgpack.decode(index.read_bytes())
-    index.write_bytes(msgspec.msgpack.encode([2, *rest]))
+    another_version(first.root.index, 2)
     for copy in (first.path / ".packhorse/manifests").iterdir():  # as format 1 kept them
         copy.write_bytes(documents.Encoded(copy.name, copy.read_bytes()).whole)
     assert first.pull().pulled == []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.snapshot import reboot
+from tests.snapshot import stored_index
 from tests.snapshot.trees import listing
 
 from packhorse.config import Storage
@@ -100,7 +100,7 @@ def persistent(root: Path) -> dict[str, dict[bytes, tuple[Any, ...]]]:
 def another_boot(root: Path) -> None:
     """Make what a root records what it recorded before the machine was started again."""
     index, state = root / ".packhorse/index", root / ".packhorse/state.json"
-    reboot.another_boot(index)
+    stored_index.another_boot(index)
     state.write_bytes(msgspec.json.encode({**msgspec.json.decode(state.read_bytes()), "boot": "another"}))
 
 

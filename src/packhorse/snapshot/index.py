@@ -90,8 +90,8 @@ class Index:
         self._head, self._files = self._read()
 
     def _read(self) -> tuple[_Head, dict[bytes, bytes]]:
-        """What is stored, with packed records. Those of another boot that were not flushed vouch for no bytes, since a crash of the
-        machine may have lost them, but still tell what was restored or saved."""
+        """What is stored, with packed records. Those of another boot that were not flushed vouch for no bytes, since a
+        crash of the machine may have lost them, but still tell what was restored or saved."""
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
             with open(self._path, "rb") as file:
                 parts = _parts(file)
@@ -189,7 +189,7 @@ def _encoded(head: _Head, files: Mapping[bytes, bytes]) -> Iterator[bytes]:
     """The content of the file, part by part: the length of each (4 bytes, little-endian), and its msgpack."""
     every = iter(files.items())
     parts = iter(lambda: dict(itertools.islice(every, _TOGETHER)), {})
-    for part in (head, *parts):
+    for part in itertools.chain([head], parts):
         encoded = msgspec.msgpack.encode(part)
         yield len(encoded).to_bytes(4, "little")
         yield encoded

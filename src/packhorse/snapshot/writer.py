@@ -243,10 +243,8 @@ class _Writing:
         self._numbers: dict[bytes, int] = {}
         # Of all small files in one piece of memory, since there may be many: the frame of each, where it lies in that,
         # and its digest.
-        self._frame, self._start = (
-            array("i", bytes(4 * len(self.files))),
-            array("i", bytes(4 * len(self.files))),
-        )
+        nothing = bytes(4 * len(self.files))
+        self._frame, self._start = array("i", nothing), array("i", nothing)
         self._digests = bytearray(frames.digest_of(b"") * len(self.files))
         self._runs: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
         """Of large files: offset, frame, offset in it, length."""
