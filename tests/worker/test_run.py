@@ -15,7 +15,18 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
-from tests.worker.conftest import PATIENT, Start, alive, ephemeral, held_back, pending, python, status, until
+from tests.worker.conftest import (
+    PATIENT,
+    Start,
+    Started,
+    alive,
+    ephemeral,
+    held_back,
+    pending,
+    python,
+    status,
+    until,
+)
 
 from packhorse.root import Root, State
 
@@ -416,11 +427,17 @@ def test_exec_saves_nothing(packhorse: Packhorse, root_path: Path) -> None:
     assert not root_path.with_name("root-store").exists()
 
 
+@pytest.fixture
+def model(root_path: Path) -> Path:
+    """A model that the store does not have."""
+    file = Root.open(root_path).models / "model.bin"
+    file.write_bytes(b"weights")
+    return file
+
+
 def test_after_sigterm_a_backup_that_hangs_is_killed_at_the_end_of_grace(
-    start: Start, packhorse: Packhorse, root_path: Path
+    start: Start, packhorse: Packhorse, root_path: Path, model: Path
 ) -> None:
-    model = Root.open(root_path).models / "model.bin"
-    model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_GRACE": "2.5"}
     with held_back(model):
@@ -468,10 +485,8 @@ def test_cleaning_that_takes_long_is_given_up_at_the_end_of_grace(start: Start, 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
 def test_a_further_signal_ends_the_final_backup_at_once(
-    start: Start, packhorse: Packhorse, root_path: Path, numbers: list[signal.Signals]
+    start: Start, packhorse: Packhorse, root_path: Path, model: Path, numbers: list[signal.Signals]
 ) -> None:
-    model = Root.open(root_path).models / "model.bin"
-    model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_GRACE": "60"}
     with held_back(model):
@@ -489,11 +504,15 @@ def _children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def _periodic_backup(supervisor: Started, file: Path) -> int:
+    """The process of a backup beside the command, once there is one; `file` is the status file."""
+    child = until(lambda: status(file)["pid"])
+    return until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])[0]
+
+
 def test_sigterm_during_the_final_backup_limits_it_to_grace_and_saves_what_it_can(
-    start: Start, packhorse: Packhorse, root_path: Path
+    start: Start, packhorse: Packhorse, root_path: Path, model: Path
 ) -> None:
-    model = Root.open(root_path).models / "model.bin"
-    model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     with held_back(model):
         supervisor = start("run", "--status-file", file, "--", "sh", "-c", "exit 3", env=SAVING)
@@ -526,19 +545,16 @@ def test_a_periodic_backup_saves_while_the_command_runs(
 
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
 def test_a_periodic_backup_does_not_use_up_the_time_of_the_last_one(
-    start: Start, packhorse: Packhorse, root_path: Path, ended_by: signal.Signals
+    start: Start, packhorse: Packhorse, root_path: Path, model: Path, ended_by: signal.Signals
 ) -> None:
     """SIGTERM, while the child runs, ends it at once; so does SIGINT after it, and then none follows."""
-    model = Root.open(root_path).models / "model.bin"
-    model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2", "PACKHORSE_RUN_GRACE": "60"}
     program = "taking(10); say(); take(10); sys.exit(3)"
     with held_back(model):
         supervisor = start("run", "--status-file", file, *python(program), env=env)
         supervisor.line()
-        child = until(lambda: status(file)["pid"])
-        periodic = until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])[0]
+        periodic = _periodic_backup(supervisor, file)
         if ended_by == signal.SIGINT:
             supervisor.send(signal.SIGUSR1)
             until(lambda: status(file)["phase"] == "backing-up")
@@ -552,11 +568,9 @@ def test_a_periodic_backup_does_not_use_up_the_time_of_the_last_one(
 
 
 def test_sigterm_after_the_command_has_a_periodic_backup_make_way_for_the_last_one(
-    start: Start, packhorse: Packhorse, root_path: Path
+    start: Start, packhorse: Packhorse, root_path: Path, model: Path
 ) -> None:
     """Here while what the command left behind is being ended."""
-    model = Root.open(root_path).models / "model.bin"
-    model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2", "PACKHORSE_RUN_GRACE": "60"}
     program = """
@@ -567,8 +581,7 @@ take(10)
     with held_back(model):
         supervisor = start("run", "--status-file", file, *python(program), env=env, before=PATIENT)
         left = int(supervisor.line())
-        child = until(lambda: status(file)["pid"])
-        periodic = until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])[0]
+        periodic = _periodic_backup(supervisor, file)
         supervisor.send(signal.SIGUSR1)
         assert supervisor.line() == "asked"
         supervisor.send(signal.SIGTERM)
@@ -580,11 +593,9 @@ take(10)
 
 
 def test_after_the_last_backup_no_periodic_one_is_started(
-    start: Start, packhorse: Packhorse, root_path: Path
+    start: Start, packhorse: Packhorse, root_path: Path, model: Path
 ) -> None:
     """Though the time of one comes just when the last one has ended, here since nobody reads what is said of it."""
-    model = Root.open(root_path).models / "model.bin"
-    model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.5"}
     os.mkfifo(packhorse.directory / "stderr")
@@ -622,18 +633,15 @@ def _backups_of(root: Path) -> list[int]:
 
 
 def test_sighup_which_many_servers_reload_on_ends_no_periodic_backup(
-    start: Start, packhorse: Packhorse, root_path: Path
+    start: Start, packhorse: Packhorse, root_path: Path, model: Path
 ) -> None:
-    model = Root.open(root_path).models / "model.bin"
-    model.write_bytes(b"weights")
     file = packhorse.directory / "status.json"
     env = {**SAVING, "PACKHORSE_RUN_BACKUP_EVERY": "0.2"}
     program = "taking(1); say()\nwhile take(1): say('reloaded')"
     with held_back(model):
         supervisor = start("run", "--status-file", file, *python(program), env=env)
         supervisor.line()
-        child = until(lambda: status(file)["pid"])
-        until(lambda: [pid for pid in _children(supervisor.pid) if pid != child])
+        _periodic_backup(supervisor, file)
         supervisor.send(signal.SIGHUP)
         assert supervisor.line() == "reloaded"
     until(lambda: status(file)["backup"])
