@@ -13,7 +13,6 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import msgspec
@@ -23,7 +22,7 @@ from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import Encoded, Frame, Manifest
 from packhorse.snapshot.writer import NONCE, Placed
-from packhorse.store.objects import Store
+from packhorse.store.objects import Store, side_by_side
 
 LIMIT = 24 * 3600.0
 """Seconds after which a push, a pull or a prune gives up. An object is condemned when it is at least this old, so that
@@ -31,7 +30,6 @@ no push that still runs has made it, and deleted twice this time after that."""
 CLOCK = "condemned/clock"
 """Written to learn the store's time."""
 _MARK = re.compile(r"condemned/((?:packs|manifests|snapshots)/[0-9a-f]{64})")
-_THREADS = 8
 
 
 class Marks(dict[str, int]):
@@ -56,8 +54,7 @@ def marks(store: Store, *, clock: bool = False) -> Marks:
 
 def mark(store: Store, keys: Iterable[str]) -> None:
     """Condemn objects; what is marked already counts from now on."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(lambda key: store.put(f"condemned/{key}", b""), keys))
+    side_by_side(lambda key: store.put(f"condemned/{key}", b""), list(keys))
 
 
 def lift(store: Store, keys: Sequence[str]) -> None:

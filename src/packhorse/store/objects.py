@@ -7,9 +7,10 @@ of obstore does not survive that.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -21,6 +22,8 @@ from packhorse.errors import MEND, IntegrityError, NoSpaceError, PackhorseError,
 from packhorse.snapshot.frames import LARGEST_DOCUMENT, Bytes
 from packhorse.store import credentials
 
+AT_A_TIME = 8
+"""Requests for small objects."""
 _CHUNK = 4 << 20
 _LARGE = 1 << 20
 """Objects of this size and more may take long to be sent."""
@@ -29,6 +32,10 @@ _RETRIES: Any = {
     "retry_timeout": timedelta(seconds=180),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=8)},
 }
+
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 class Listed(NamedTuple):
@@ -45,6 +52,14 @@ class NotFoundError(StorageError):
 
 class UnreachableError(StorageError):
     """No answer, or one that broke off: what may work the next time."""
+
+
+def side_by_side(work: Callable[[_Item], _Made], items: Sequence[_Item]) -> list[_Made]:
+    """What `work`, which asks a store, makes of each of `items`, AT_A_TIME of them at a time. Raises what it raises."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), AT_A_TIME)) as pool:
+        return list(pool.map(work, items))
 
 
 class Store:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from packhorse.errors import MEND, IntegrityError
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.manifest import Placement
 from packhorse.store import tags
-from packhorse.store.objects import Listed, NotFoundError, Store
-
-_THREADS = 8
+from packhorse.store.objects import Listed, NotFoundError, Store, side_by_side
 
 
 class References:
@@ -67,9 +64,8 @@ class References:
         """`keys` and all that they need, however far down."""
         reached: set[str] = set()
         frontier = set(keys)
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="references") as pool:
-            while frontier:
-                reached |= frontier
-                found = pool.map(self.needs, frontier)
-                frontier = {key for keys in found for key in keys} - reached
+        while frontier:
+            reached |= frontier
+            found = side_by_side(self.needs, list(frontier))
+            frontier = {key for keys in found for key in keys} - reached
         return reached

@@ -15,7 +15,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -24,7 +23,7 @@ from packhorse.errors import MEND, IntegrityError, NoSuchSnapshotError
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import digest_of
 from packhorse.snapshot.manifest import Encoded, Manifest, Placement
-from packhorse.store.objects import Listed, NotFoundError, Store
+from packhorse.store.objects import AT_A_TIME, Listed, NotFoundError, Store, side_by_side
 
 Part = documents.Kind
 NO_FINGERPRINT = "0" * 64
@@ -35,9 +34,7 @@ _LAST = 10**14 - 1
 _ATTEMPTS = 5
 _LARGEST = 16 << 20
 """Bytes of a snapshot's document and of an entry's body: enough for eighty thousand names."""
-_THREADS = 8
 _T = TypeVar("_T")
-_Item = TypeVar("_Item")
 _PLACEMENT = re.compile(r"placements/[0-9a-f]{64}/([0-9]{14})-[0-9a-f]{8}")
 _KEY = re.compile(
     r"tags/([^/]+)/(packages|shared)/([0-9]{14})-(put|fold)-([0-9a-f]{64})-([0-9a-f]{64})-([0-9a-f]{8})"
@@ -137,14 +134,6 @@ def read_with_history(store: Store) -> tuple[list[TagEntry], list[TagEntry]]:
     return steady(read)
 
 
-def side_by_side(work: Callable[[_Item], _T], items: Sequence[_Item]) -> list[_T]:
-    """What `work`, which asks a store, makes of each of `items`, several at a time."""
-    if len(items) < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), _THREADS)) as pool:
-        return list(pool.map(work, items))
-
-
 def steady(read: Callable[[], _T]) -> _T:
     """What `read`, which lists entries and gets their bodies, finds; again where an entry was forgotten between the
     two."""
@@ -172,8 +161,8 @@ def _absorbed(store: Store, listed: Sequence[TagEntry]) -> set[str]:
     folds = [number for number, entry in enumerate(listed) if entry.kind == "fold"]
     stamps = [entry.stamp for entry in listed]
     absorbed: set[str] = set()
-    for start in range(0, len(folds), _THREADS):
-        asked = folds[start : start + _THREADS]
+    for start in range(0, len(folds), AT_A_TIME):
+        asked = folds[start : start + AT_A_TIME]
         for number, facts in zip(asked, entry_facts(store, [listed[number] for number in asked])):
             absorbed.update(facts.absorbs)
             first = bisect.bisect_right(stamps, stamps[number])

@@ -12,7 +12,6 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,13 +26,12 @@ from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, tri
 from packhorse.snapshot.scan import Found, readable, scan
 from packhorse.snapshot.writer import Placed, placed_by
 from packhorse.store import tags
-from packhorse.store.objects import NotFoundError, Store
+from packhorse.store.objects import NotFoundError, Store, side_by_side
 from packhorse.store.tags import SnapshotFacts
 from packhorse.transfer.local import PACKAGES, Local
 from packhorse.transfer.setup import Setup
 from packhorse.transfer.union import Winner, union
 
-_THREADS = 8
 _INFO = re.compile(rb"(?P<name>[^/]+?)-(?P<version>[^/-]+)\.dist-info")
 _BYTECODE = re.compile(rb"((?:.*/)?)__pycache__/([^/]+?)\.[^/.]+(?:\.opt-[^/.]+)?\.pyc")
 
@@ -453,9 +451,7 @@ def _read(
         for path, position, offset, length in wanted[digest]:
             content[path][position : position + length] = raw[offset : offset + length]
 
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="diff") as pool:
-        for _ in pool.map(bring, wanted):
-            pass
+    side_by_side(bring, list(wanted))
     return {path: bytes(each) for path, each in content.items()}, sum(
         placed[digest].length for digest in wanted
     )

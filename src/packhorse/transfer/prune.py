@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import msgspec
@@ -21,7 +20,7 @@ from packhorse.snapshot.manifest import Placement
 from packhorse.snapshot.writer import Placed, placed_by, placement_of
 from packhorse.store import condemned, profiles, tags
 from packhorse.store.condemned import LIMIT, Taggable
-from packhorse.store.objects import Listed, Store
+from packhorse.store.objects import Listed, Store, side_by_side
 from packhorse.store.references import References
 from packhorse.store.repack import copy_frames
 from packhorse.store.tags import EntryFacts, SnapshotFacts, TagEntry
@@ -30,7 +29,6 @@ from packhorse.transfer.retention import Keep, Retention
 from packhorse.transfer.union import union
 
 LIVE_SHARE = 0.5
-_READERS = 8
 _BATCH = 100
 """Objects that are deleted at a time."""
 _KINDS = ("manifests", "packs", "snapshots")
@@ -242,8 +240,7 @@ class _Prune:
             live |= {f"manifests/{digest}", f"snapshots/{each.snapshot.id}"}
             live |= {f"packs/{pack}" for pack in placement.packs}
         others = [key for key in self.objects if key.startswith("snapshots/") and key not in live]
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="snapshots") as pool:
-            self.snapshots = dict(zip(others, pool.map(self._named_by, others)))
+        self.snapshots = dict(zip(others, side_by_side(self._named_by, others)))
         live |= {key for key, needs in self.snapshots.items() if needs and live.issuperset(needs)}
         return live
 

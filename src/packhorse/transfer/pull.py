@@ -22,13 +22,13 @@ from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.snapshot.contents import content_of
-from packhorse.snapshot.manifest import Directory, File, Manifest, decode_placement
+from packhorse.snapshot.manifest import Directory, File, Manifest, decode_manifest, decode_placement
 from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_space
 from packhorse.snapshot.scan import readable, signature_of
 from packhorse.snapshot.writer import Placed, placed_by
 from packhorse.store import condemned, tags
-from packhorse.store.objects import Store
+from packhorse.store.objects import Store, side_by_side
 from packhorse.store.tags import SnapshotFacts
 from packhorse.transfer import arriving
 from packhorse.transfer.bringing import Bringing, Part
@@ -231,9 +231,11 @@ class _Restore:
         if not digest:
             return None
         with ThreadPoolExecutor(1) as beside:
-            if self.local.encoded(digest) is None:  # so there is something to bring
+            encoded = self.local.encoded(digest)
+            if encoded is None:  # so there is something to bring
                 self._placement = beside.submit(tags.get_stored_placement, self.store, digest)
-            manifest = self.local.manifest(self.store, digest, "packages")
+                encoded = self.local.bytes_of(self.store, digest)
+            manifest = decode_manifest(encoded, "packages")
         self._refuse_foreign(manifest)
         self._count(manifest)
         self.code = GpuCode(
@@ -274,7 +276,7 @@ class _Restore:
     def _plan_shared(self) -> dict[str, Tree]:
         """What has to be brought of the shared manifests, by their digests."""
         digests = list(dict.fromkeys(digest for _, digest in self.snapshot.shared))
-        found = tags.side_by_side(lambda digest: self.local.manifest(self.store, digest, "shared"), digests)
+        found = side_by_side(lambda digest: self.local.manifest(self.store, digest, "shared"), digests)
         manifests = dict(zip(digests, found))
         winners = self.winners = union(
             (stamp, digest, manifests[digest]) for stamp, digest in self.snapshot.shared
@@ -338,7 +340,7 @@ class _Restore:
             parts.append(Part(PACKAGES, packages, numbers, self._packages_placed))
         if self.plan.wanted:
             self.result.pulled.append("shared")
-        placements = tags.side_by_side(
+        placements = side_by_side(
             lambda digest: tags.get_placement(self.store, shared[digest].manifest, digest), list(shared)
         )
         for tree, placement in zip(shared.values(), placements):

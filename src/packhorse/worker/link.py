@@ -108,12 +108,11 @@ class Link:
         They are closed on exec; where there was no room for them there are fewer than numbers. Raises BlockingIOError where there is none yet and it should not wait.
         """
         descriptors = array.array("i")
+        # Not socket.recv_fds, which forgets the flags.
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         room = socket.CMSG_SPACE(_MOST * descriptors.itemsize)
         try:
-            content, ancillary, _, _ = self._socket.recvmsg(
-                _LONGEST, room, flags
-            )  # recv_fds forgets the flags
+            content, ancillary, _, _ = self._socket.recvmsg(_LONGEST, room, flags)
         except ConnectionResetError:
             # The other side ended before it had read everything. The kernel says so once, ahead of what that side sent.
             content, ancillary, _, _ = self._socket.recvmsg(_LONGEST, room, flags)
