@@ -39,7 +39,7 @@ def save(store: Store) -> Callable[[Root], list[str]]:
 
 def restored(store: Store, path: Path) -> Root:
     root = Root.open(path)
-    target = find(store, "main", lambda: INTERPRETER, "")
+    target = find(store, "main", lambda: INTERPRETER, lambda: "")
     said = {"interpreter": lambda: INTERPRETER, "progress": Silent(), "waiting": print}
     pull(root, store, target, **said)
     return root

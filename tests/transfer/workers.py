@@ -66,7 +66,7 @@ class Worker:
         return pull(
             self.root,
             store,
-            find(store, self.storage.tag, lambda: self.interpreter, "", snapshot),
+            find(store, self.storage.tag, lambda: self.interpreter, lambda: "", snapshot),
             interpreter=lambda: self.interpreter,
             progress=progress or Silent(),
             waiting=self.warnings.append,

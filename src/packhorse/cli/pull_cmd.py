@@ -31,7 +31,11 @@ def command(snapshot: str, connections: int | None, threads: int | None) -> None
     setup = Setup(context.load(), os.environ)
     session.clean(setup.root)
     target = find(
-        setup.store, setup.config.storage.tag, lambda: setup.interpreter, setup.fingerprint, snapshot
+        setup.store,
+        setup.config.storage.tag,
+        lambda: setup.interpreter,
+        lambda: setup.fingerprint,
+        snapshot,
     )
     with console.progress() as progress:
         result = pull(

@@ -132,14 +132,15 @@ class Index:
     def add(self, path: bytes, signature: Signature, content: Content, *, seen: int) -> None:
         """Remember what was restored, saved, or found equal to what is stored; `seen` is when the signature was
         taken (nanoseconds since the epoch)."""
-        before = self._files.get(path)
         digests, mode = content
         saved = self._head.saves + 1
+        before = self._files.get(path)
         if before is not None and before.startswith(signature) and _Record.of(before).seen == UNPROVEN:
             saved = ON_DISK  # nobody wrote to it since the machine started, so what was read again came from the disk
-        packed = _Record(signature, seen, saved, mode, digests).packed()
+        packed = _PACKED.pack(signature, seen, saved, mode) + digests
         self._files[path] = self._changed[path] = packed
-        if self._head.coming.pop(path, None):
+        if path in self._head.coming:
+            del self._head.coming[path]
             self._changed_coming[path] = ()
 
     def restored(self, path: bytes, signature: Signature, content: Content) -> None:

@@ -38,20 +38,23 @@ _LABEL = 256
 _WORTH = 8
 """A delta is stored where it is this much shorter than the raw bytes; a whole object is about half as long as those."""
 _SHARED = {name.encode() for name in SHARED}
+_NO_NAMES = frozenset((b"", b".", b".."))
 _D = TypeVar("_D", "Manifest", "Placement")
 _T = TypeVar("_T")
 _Many: TypeAlias = Annotated[tuple[_T, ...], msgspec.Meta(max_length=MOST)]
 
 PERMISSIONS = 0o777
 """The mode bits that snapshots keep; setuid, setgid and sticky are dropped."""
+_Mode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=PERMISSIONS)]
+_Time: TypeAlias = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class Directory(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="d"):
     """A directory: path relative to the manifest's base, permission bits, mtime in nanoseconds."""
 
     path: bytes
-    mode: int
-    mtime: int
+    mode: _Mode
+    mtime: _Time
 
 
 class File(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="f"):
@@ -63,8 +66,8 @@ class File(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="f"):
     """
 
     path: bytes
-    mode: int
-    mtime: int
+    mode: _Mode
+    mtime: _Time
     size: int
     digest: bytes
     pieces: tuple[int, ...]
@@ -74,7 +77,7 @@ class Symlink(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="l"):
     """A symbolic link; its target is kept as it is and never followed."""
 
     path: bytes
-    mtime: int
+    mtime: _Time
     target: bytes
 
 
@@ -281,6 +284,7 @@ def _check(manifest: Manifest) -> None:
         or not all(is_stamp(stamp) for stamp in manifest.stamps)
     ):
         raise _malformed("a fold does not say where its entries come from")
+    shared = manifest.kind == "shared"
     directories = {b""}
     files: set[bytes] = set()
     previous = b""
@@ -289,40 +293,32 @@ def _check(manifest: Manifest) -> None:
         if path <= previous:
             raise _malformed("the paths are not in order")
         previous = path
-        parent, _, name = path.rpartition(b"/")
-        if path[:1] == b"/" or name in (b"", b".", b"..") or b"\0" in path or parent not in directories:
+        parent, below, name = path.rpartition(b"/")
+        if parent not in directories or (below and not parent) or name in _NO_NAMES or b"\0" in path:
             raise _malformed("a path leads outside or through something that is no directory")
-        if (
-            manifest.kind == "shared"
-            and not parent
-            and not (isinstance(entry, Directory) and path in _SHARED)
-        ):
-            raise _malformed("a path lies in none of the shared directories")
-        if isinstance(entry, (Directory, File)) and not 0 <= entry.mode <= PERMISSIONS:
-            raise _malformed("a mode has bits that are never kept")
-        if isinstance(entry, Directory):
-            directories.add(path)
-        elif isinstance(entry, File):
+        if isinstance(entry, File):
             files.add(path)
             _check_pieces(entry, lengths)
+        elif isinstance(entry, Directory):
+            directories.add(path)
         elif isinstance(entry, Hardlink):
             if entry.target not in files:
                 raise _malformed("a hard link points to no earlier file")
         elif b"\0" in entry.target or not entry.target:
             raise _malformed("a symbolic link has an impossible target")
-        if not isinstance(entry, Hardlink) and not -(1 << 63) <= entry.mtime < 1 << 63:
-            raise _malformed("a time is out of range")
+        if not parent and shared and not (isinstance(entry, Directory) and path in _SHARED):
+            raise _malformed("a path lies in none of the shared directories")
 
 
 def _check_pieces(file: File, lengths: Sequence[int]) -> None:
-    if len(file.pieces) % 3 or len(file.digest) != (32 if file.size < LARGE_FILE else 0):
+    pieces, size, covered = file.pieces, file.size, 0
+    if len(pieces) % 3 or len(file.digest) != (32 if size < LARGE_FILE else 0):
         raise _malformed("a file's pieces or digest cannot be")
-    covered = 0
-    for frame, offset, length in triples(file.pieces):
+    for frame, offset, length in (pieces,) if len(pieces) == 3 else triples(pieces):
         if not (0 <= frame < len(lengths) and offset >= 0 and 0 < length <= lengths[frame] - offset):
             raise _malformed("a piece lies outside its frame")
         covered += length
-    if covered != file.size:
+    if covered != size:
         raise _malformed("the pieces of a file are not as long as the file")
 
 

@@ -67,6 +67,7 @@ def _bounded(time: int) -> int:
 
 Kind: TypeAlias = Literal["directory", "file", "symlink", "special"]
 """Special is what no snapshot can hold: a socket, FIFO or device."""
+_KINDS: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 
 
 class Found(NamedTuple):
@@ -169,14 +170,9 @@ def _below(
 
 
 def _found(path: bytes, status: os.stat_result) -> Found:
-    kind: Kind = "special"
-    if stat.S_ISREG(status.st_mode):
-        kind = "file"
-    elif stat.S_ISDIR(status.st_mode):
-        kind = "directory"
-    elif stat.S_ISLNK(status.st_mode):
-        kind = "symlink"
-    mode = 0 if kind == "symlink" else _MODES[status.st_mode & PERMISSIONS]
+    bits = status.st_mode
+    kind = _KINDS.get(stat.S_IFMT(bits), "special")
+    mode = 0 if kind == "symlink" else _MODES[bits & PERMISSIONS]
     return Found(path, kind, mode, signature_of(status), status.st_nlink)
 
 

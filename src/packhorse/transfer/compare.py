@@ -41,7 +41,7 @@ class Comparison(msgspec.Struct):
 
 def compare(setup: Setup) -> Comparison:
     """Hold the root against the tag. Raises NoSuchSnapshotError, StorageError, IntegrityError."""
-    target = find(setup.store, setup.config.storage.tag, lambda: setup.interpreter, setup.fingerprint)
+    target = find(setup.store, setup.config.storage.tag, lambda: setup.interpreter, lambda: setup.fingerprint)
     local = Local(setup.root)
     state = setup.root.state()
     partial = state.state == "partial"

@@ -56,23 +56,30 @@ class Target(NamedTuple):
 
 
 def find(
-    store: Store, tag: str, interpreter: Callable[[], Interpreter], fingerprint: str, snapshot: str = ""
+    store: Store,
+    tag: str,
+    interpreter: Callable[[], Interpreter],
+    fingerprint: Callable[[], str],
+    snapshot: str = "",
 ) -> Target:
     """What a pull of `tag` (or of `snapshot`, by id) restores for this worker.
 
-    With a `fingerprint` the newest packages made of the same requirements, Python and platform; without one the
+    With a `fingerprint` the newest packages made of the same requirements, Python and platform; with an empty one the
     newest that any worker pushed. Raises NoSuchSnapshotError (3) with the reason.
     """
     if snapshot:
         return Target(tags.read_snapshot(store, snapshot), "", 0.0)
-    entries = tags.read_tag(store, tag)
+    with ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(fingerprint)  # may start the worker's Python
+        entries = tags.read_tag(store, tag)
+        wanted = asked.result()
     if not entries:
         raise NoSuchSnapshotError(
             f"The tag {tag} has no snapshot in {store.url}.",
             "`packhorse install` and `packhorse push` make one.",
         )
     packages = [entry for entry in entries if entry.part == "packages"]
-    own = [entry for entry in packages if entry.fingerprint == fingerprint] if fingerprint else packages
+    own = [entry for entry in packages if entry.fingerprint == wanted] if wanted else packages
     if packages and not own:
         worker = interpreter()
         raise NoSuchSnapshotError(
@@ -230,13 +237,14 @@ class _Restore:
         digest = self.snapshot.packages
         if not digest:
             return None
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(2) as beside:
+            asked = beside.submit(self.interpreter)  # may start it
             encoded = self.local.encoded(digest)
             if encoded is None:  # so there is something to bring
                 self._placement = beside.submit(tags.get_stored_placement, self.store, digest)
                 encoded = self.local.bytes_of(self.store, digest)
             manifest = decode_manifest(encoded, "packages")
-        self._refuse_foreign(manifest)
+            _refuse_foreign(manifest, asked.result())
         self._count(manifest)
         self.code = GpuCode(
             self.local,
@@ -263,15 +271,6 @@ class _Restore:
                 kept[entry.path] = base + entry.path
         self.code.keep(kept.keys())
         return Tree(self.root.staging / "packages", manifest, digest, kept=kept)
-
-    def _refuse_foreign(self, manifest: Manifest) -> None:
-        worker = self.interpreter()
-        if manifest.soabi and (manifest.soabi, manifest.platform) != (worker.soabi, worker.platform):
-            raise PackhorseError(
-                f"The snapshot was made for {manifest.soabi} on {manifest.platform}, this worker's Python is "
-                f"{worker.soabi} on {worker.platform}.",
-                "Use the Python it was made for (environment.python), or install and push with this one.",
-            )
 
     def _plan_shared(self) -> dict[str, Tree]:
         """What has to be brought of the shared manifests, by their digests."""
@@ -440,6 +439,15 @@ class _Restore:
                 )
             )
         atomic.remove_tree(self.root.staging)
+
+
+def _refuse_foreign(manifest: Manifest, worker: Interpreter) -> None:
+    if manifest.soabi and (manifest.soabi, manifest.platform) != (worker.soabi, worker.platform):
+        raise PackhorseError(
+            f"The snapshot was made for {manifest.soabi} on {manifest.platform}, this worker's Python is "
+            f"{worker.soabi} on {worker.platform}.",
+            "Use the Python it was made for (environment.python), or install and push with this one.",
+        )
 
 
 def _in_use(root: Root) -> PackhorseError:

@@ -130,7 +130,7 @@ def bench(
     plain pip alone cannot do it, `warn` is told and that step left out.
     """
     config = setup.config
-    target = find(setup.store, config.storage.tag, lambda: setup.interpreter, setup.fingerprint)
+    target = find(setup.store, config.storage.tag, lambda: setup.interpreter, lambda: setup.fingerprint)
     install = install and config.environment.configured
     run = _Bench(setup, flags, command, progress)
     steps = {"pull": run.pull, "start": run.start}

@@ -147,7 +147,7 @@ class Boot:
                 self.setup.store,
                 self.config.storage.tag,
                 lambda: self.setup.interpreter,
-                self.setup.fingerprint,
+                lambda: self.setup.fingerprint,
                 snapshot,
             )
         except NoSuchSnapshotError:
