@@ -97,12 +97,16 @@ def bytes_of(tree: Path) -> int:
     return total
 
 
-def read_all(paths: Iterator[Path]) -> None:
-    """Bring files into the page cache, so that each run finds them there. As root, only them: where memory runs short the
-    kernel takes processor time to make room for what is written."""
-    os.sync()
-    with contextlib.suppress(OSError):
-        Path("/proc/sys/vm/drop_caches").write_text("1", encoding="ascii")
+def read_all(paths: Iterator[Path], *, alone: bool = False) -> None:
+    """Bring files into the page cache, so that each run finds them there. `alone`: as root, drop all else from it first.
+
+    Where memory is full of what earlier runs read, the kernel takes processor time to make room for what is written, and
+    on a virtual machine it takes some to touch memory that had become free.
+    """
+    if alone:
+        os.sync()
+        with contextlib.suppress(OSError):
+            Path("/proc/sys/vm/drop_caches").write_text("1", encoding="ascii")
     for path in paths:
         with path.open("rb", buffering=0) as file:
             while file.read(8 << 20):

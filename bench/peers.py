@@ -217,7 +217,8 @@ class Bench:
 
     def warm(self, place: Place) -> None:
         """Have the server's files of a bucket in the page cache: its disk is not what is measured."""
-        disks.read_all(self.work.glob(f"packhorse-server-*/data/{place.bucket}_*.dat"))
+        files = self.work.glob(f"packhorse-server-*/data/{place.bucket}_*.dat")
+        disks.read_all(files, alone=self.network is not None)
 
     # --- directories ---
 
