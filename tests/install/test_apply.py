@@ -126,6 +126,17 @@ def test_two_installations_of_the_same_wheels_have_the_same_bytes(index: Index, 
     )
 
 
+def test_bytecode_in_a_wheel_is_made_again_without_a_word(
+    index: Index, installer: Installer, recwarn: pytest.WarningsRecorder
+) -> None:
+    cached = f"__pycache__/foo.{sys.implementation.cache_tag}.pyc"
+    index.add("foo", "1.0", {"foo.py": "x = 1\n", cached: "not bytecode"})
+    installer(dependencies=["foo"])
+
+    assert (installer.root.packages / cached).read_bytes() != b"not bytecode"
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 # --- only what changed ---
 
 

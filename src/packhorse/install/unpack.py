@@ -10,6 +10,7 @@ import calendar
 import contextlib
 import csv
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -68,6 +69,8 @@ def unpack(
     from installer.exceptions import InstallerError
     from installer.sources import WheelFile
 
+    # It says so of each file of bytecode that it leaves out. All is compiled here.
+    warnings.filterwarnings("ignore", r"Skip installing .*__pycache__", RuntimeWarning)
     try:
         with WheelFile.open(wheel) as source:
             installer.install(
