@@ -248,9 +248,9 @@ def versions(*names: str) -> dict[str, str]:
             continue
         program = shutil.which(words[0], path=SEARCH)
         assert program is not None
-        done = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=True)
+        done = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=False)
         number = re.search(r"\d+(\.\d+)+", done.stdout)
-        found[name] = number[0] if number else done.stdout.split("\n")[0]
+        found[name] = number[0] if number else done.stdout.split("\n")[0] or "of unknown version"
     return found
 
 

@@ -21,6 +21,7 @@ _forget_packages()
 
 import click  # noqa: E402
 
+from packhorse import __version__  # noqa: E402
 from packhorse.cli import console  # noqa: E402
 from packhorse.errors import EXIT_SUPERVISOR, ConfigError, PackhorseError  # noqa: E402
 
@@ -83,7 +84,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="packhorse", message="packhorse %(version)s")
+@click.version_option(__version__, message="packhorse %(version)s")
 def packhorse() -> None:
     """Keep heavy Python environments off the small OS disk of a worker, keep them in object storage, and
     bring them back at boot.
