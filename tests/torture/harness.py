@@ -35,13 +35,19 @@ class Mode:
     gpu: str = "all"
     arrivals: str = ""
     """`asked`: when somebody opens them. `random:SEED`: late and in random order."""
+    eager: bool = False
+    """Whether CUDA loads all code of a library with the library, not each part when it is first called."""
+    wrong: bool = False
+    """Whether code is missing that is needed: programs have to fail, or what they compare says nothing."""
 
     def environ(self) -> dict[str, str]:
         """The variables that bring it about."""
-        if self.start == "complete":
-            return {"PACKHORSE_RUN_START": self.start}
         found = {"PACKHORSE_RUN_START": self.start, "PACKHORSE_RUN_GPU": self.gpu}
-        return {**found, "PACKHORSE_ARRIVALS": self.arrivals} if self.arrivals else found
+        if self.arrivals:
+            found["PACKHORSE_ARRIVALS"] = self.arrivals
+        if self.eager:
+            found["CUDA_MODULE_LOADING"] = "EAGER"
+        return found
 
 
 COMPLETE = Mode("complete")
@@ -54,6 +60,18 @@ MODES = [
     Mode("ready, sm_90", "ready", "sm_90"),
 ]
 QUICK_MODES = MODES[:2]
+
+
+def gpu_modes(capabilities: Sequence[int]) -> list[Mode]:
+    """The modes for programs that use the GPUs of this machine, of these compute capabilities."""
+    other = next(each for each in (80, 90) if all(each // 10 != ours // 10 for ours in capabilities))
+    return [
+        Mode("again"),
+        Mode("only", gpu="only"),
+        Mode("only, all code loaded", gpu="only", eager=True),
+        Mode("early, auto", "early", "auto"),
+        Mode(f"only sm_{other}", gpu=f"only:sm_{other}", wrong=True),
+    ]
 
 
 def mode(name: str) -> Mode:

@@ -7,6 +7,7 @@ run in a directory of their own, by the worker's interpreter, in the environment
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 FILE = ("python3", "program.py")
 
@@ -488,3 +489,14 @@ for words in (["torchrun", "--help"], ["accelerate", "env", "--help"], ["transfo
 ]  # fmt: skip
 
 PROGRAMS = [*QUICK, *HEAVY]
+
+_ON_GPU = ("python3", str(Path(__file__).with_name("on_gpu.py")))
+ON_GPU = [
+    *(Program(f"{name} on a GPU", ("torch",), command=(*_ON_GPU, name)) for name in ("products", "networks", "algebra")),
+    Program("models on a GPU", ("torch", "torchvision", "transformers"), command=(*_ON_GPU, "models")),
+    *(
+        Program(f"torch's operators, {shard + 1} of 4", ("torch", "expecttest"), command=(*_ON_GPU, "operators", f"{shard}/4"))
+        for shard in range(4)
+    ),
+]  # fmt: skip
+"""Programs for machines with a GPU, of which none are run where there is none."""
