@@ -21,10 +21,12 @@ from packhorse.config import Storage
 from packhorse.errors import MEND, IntegrityError, NoSpaceError, PackhorseError, StorageError
 from packhorse.snapshot.frames import LARGEST_DOCUMENT, Bytes
 from packhorse.store import credentials
+from packhorse.store.soonest import soonest
 
 AT_A_TIME = 8
 """Requests for small objects."""
 _CHUNK = 4 << 20
+_HEARD = 64 << 10
 _LARGE = 1 << 20
 """Objects of this size and more may take long to be sent."""
 _RETRIES: Any = {
@@ -93,14 +95,23 @@ class Store:
 
     def get(self, key: str, most: int = LARGEST_DOCUMENT) -> bytes:
         """The content of a document. Raises NotFoundError, StorageError, IntegrityError where it has more than `most` bytes."""
-        with _told(self.url, key):
-            found = obstore.get(self._objects, key)
+
+        async def ask(heard: Callable[[], None]) -> bytes:
+            found = await obstore.get_async(self._objects, key)
+            heard()
             if found.meta["size"] > most:
                 raise IntegrityError(
                     f"The object {key} of {self.url} is {found.meta['size'] / 1e6:,.0f} MB long, too long for a document.",
                     MEND,
                 )
-            return bytes(found.bytes())
+            content = bytearray()
+            async for chunk in found.stream(min_chunk_size=_HEARD):
+                heard()
+                content += memoryview(chunk)
+            return bytes(content)
+
+        with _told(self.url, key):
+            return soonest(ask)
 
     def ranges(self, key: str, wanted: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
         """For each (offset, length) of `wanted`, which ascend, the bytes there.
@@ -136,7 +147,7 @@ class Store:
         if self._ranged is None:
             with _told(self.url, key):
                 try:
-                    obstore.get_range(self._objects, key, start=0, end=1)
+                    soonest(lambda _: obstore.get_range_async(self._objects, key, start=0, end=1))
                     self._ranged = True
                 except exceptions.GenericError as error:
                     if "NotPartial" not in repr(error):
@@ -166,16 +177,21 @@ class Store:
 
     def list(self, prefix: str) -> list[Listed]:
         """Every object below `prefix` (a directory), by key. Raises StorageError."""
-        found = []
-        with _told(self.url, prefix):
-            for page in obstore.list(self._objects, prefix, chunk_size=1000):
+
+        async def ask(heard: Callable[[], None]) -> list[Listed]:
+            found = []
+            async for page in obstore.list(self._objects, prefix, chunk_size=1000):
+                heard()
                 found += [
                     Listed(
                         str(item["path"]), int(item["size"]), int(item["last_modified"].timestamp() * 1000)
                     )
                     for item in page
                 ]
-        return sorted(found)
+            return sorted(found)
+
+        with _told(self.url, prefix):
+            return soonest(ask)
 
     def has(self, key: str) -> bool:
         """Whether there is an object `key`."""
