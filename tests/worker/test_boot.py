@@ -431,6 +431,24 @@ def test_the_driver_is_asked_for_gpus_once_and_only_where_their_code_comes_first
     assert (asked.read_text() if asked.exists() else "") == "asked\n" * times
 
 
+@pytest.mark.parametrize(("jit", "told"), [("0", 0), ("1", 1)])
+def test_that_no_code_is_left_out_after_all_is_told(
+    run: Callable[..., Outcome],
+    configured: Callable[..., None],
+    asked: Path,
+    root_path: Path,
+    jit: str,
+    told: int,
+) -> None:
+    configured(run='gpu = "only"')
+    run(*PRINT_VERSION)
+    shutil.rmtree(root_path)
+    done = run(*PRINT_VERSION, env={"CUDA_FORCE_PTX_JIT": jit})
+    assert (done.code, done.action) == (0, "pulled"), done.errors
+    assert asked.exists()
+    assert done.errors.count('run.gpu = "only" leaves nothing out here') == told
+
+
 def test_without_its_store_the_driver_is_asked_only_of_a_sparse_root(
     run: Callable[..., Outcome], asked: Path, root_path: Path
 ) -> None:

@@ -189,6 +189,11 @@ class Boot:
     def _pull(self, target: Target, snapshot: str) -> PullResult:
         late = self.config.run.start != "complete" or self.config.run.gpu.startswith("only")
         gpus, only = self._choice if late else Choice()
+        if self.config.run.gpu.startswith("only") and not only:
+            self.warn(
+                f'run.gpu = "{self.config.run.gpu}" leaves nothing out here: no GPU\'s driver answers, '
+                "or CUDA_FORCE_PTX_JIT is set"
+            )
         pulled = pull(
             self.setup.root,
             self.setup.store,
