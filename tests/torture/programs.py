@@ -495,8 +495,8 @@ ON_GPU = [
     *(Program(f"{name} on a GPU", ("torch",), command=(*_ON_GPU, name)) for name in ("products", "networks", "algebra")),
     Program("models on a GPU", ("torch", "torchvision", "transformers"), command=(*_ON_GPU, "models")),
     *(
-        Program(f"torch's operators, {shard + 1} of 4", ("torch", "expecttest"), command=(*_ON_GPU, "operators", f"{shard}/4"))
-        for shard in range(4)
+        Program(f"torch's operators, {shard + 1} of 8", ("torch", "expecttest"), command=(*_ON_GPU, "operators", f"{shard}/8"))
+        for shard in range(8)
     ),
 ]  # fmt: skip
 """Programs for machines with a GPU, of which none are run where there is none."""
