@@ -1,4 +1,4 @@
-"""What stays silent is asked for again, what is slow is not, and an error is one only where nothing better comes."""
+"""What stays silent is asked for again, what is slow is not, and errors count as if nothing had been asked twice."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_request_that_is_not_needed_any_more_is_ended() -> None:
     ended = []
 
-    async def ask(_: Heard) -> int:
+    async def ask(again: bool, _: Heard) -> int:
         number = len(asked)
         asked.append(number)
         try:
@@ -73,7 +73,7 @@ def test_the_request_that_is_not_needed_any_more_is_ended() -> None:
 def test_what_is_slow_but_comes_is_asked_for_once() -> None:
     asked = []
 
-    async def ask(heard: Heard) -> str:
+    async def ask(again: bool, heard: Heard) -> str:
         asked.append(1)
         for _ in range(12):
             await asyncio.sleep(0.05)
@@ -85,30 +85,34 @@ def test_what_is_slow_but_comes_is_asked_for_once() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("first", ["fails", "is silent"])
-def test_an_error_counts_where_no_other_request_is_on_its_way(first: str) -> None:
-    asked = []
-
-    async def ask(_: Heard) -> str:
-        asked.append(1)
-        if len(asked) == 1 and first == "is silent":
-            await asyncio.sleep(0.4)
-            return "here"
+def test_what_the_first_request_fails_with_counts() -> None:
+    async def ask(again: bool, _: Heard) -> str:
         raise ConnectionError
 
-    if first == "fails":
-        with pytest.raises(ConnectionError):
-            soonest(ask)
-        assert len(asked) == 1
-    else:
-        assert soonest(ask) == "here"
+    with pytest.raises(ConnectionError):
+        soonest(ask)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_second_request_fails_with_does_not_count() -> None:
+    asked = []
+
+    async def ask(again: bool, _: Heard) -> str:
+        asked.append(again)
+        if again:
+            raise ConnectionError
+        await asyncio.sleep(0.9)
+        return "here"
+
+    assert soonest(ask) == "here"
+    assert asked == [False, True, True]
 
 
 def test_it_can_be_asked_where_an_event_loop_runs() -> None:
-    async def ask(_: Heard) -> str:
+    async def ask(again: bool, _: Heard) -> str:
         return "here"
 
-    async def notebook(work: Callable[[Callable[[Heard], Awaitable[str]]], str]) -> str:
+    async def notebook(work: Callable[[Callable[[bool, Heard], Awaitable[str]]], str]) -> str:
         return work(ask)
 
     assert asyncio.run(notebook(soonest)) == "here"

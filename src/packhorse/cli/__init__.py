@@ -110,10 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
         except OSError:
             # Told already. The interpreter would complain once more when it ends, with a code of its own.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if any(thread is not threading.main_thread() for thread in threading.enumerate()):
-        # One may wait for a store that does not answer, for minutes; the interpreter would wait for it.
-        os._exit(code)
-    sys.exit(code)
+    # The interpreter would wait for a thread that waits for a store, for minutes. And a thread of obstore that hands over
+    # an answer while the interpreter ends aborts the process.
+    os._exit(code)
 
 
 def _end_when_interrupted() -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -76,16 +77,28 @@ class Store:
             if urlsplit(storage.url).scheme == "file":
                 self._objects: Any = from_url(storage.url, mkdir=True)
                 self._sending: Any = self._objects
+                self._new_once: Callable[[], Any] = lambda: self._objects
             else:
                 self._objects, self._sending = (
                     from_url(storage.url, config=options.config, client_options=client, retry_config=_RETRIES)
                     for client in (options.client, options.sending)
+                )
+                self._new_once = lambda: from_url(
+                    storage.url,
+                    config=options.config,
+                    client_options=options.client,
+                    retry_config={"max_retries": 0},
                 )
         except (exceptions.BaseError, ValueError, OSError) as error:
             raise StorageError(
                 f"The store {self.url} cannot be opened: {str(error).splitlines()[0]}.",
                 "Check storage.url and storage.endpoint.",
             ) from error
+
+    @cached_property
+    def _once(self) -> Any:
+        """A client that tries nothing twice."""
+        return self._new_once()
 
     def put(self, key: str, content: bytes | Sequence[Bytes]) -> None:
         """Create the object `key`; several buffers are put one after the other. Raises StorageError."""
@@ -96,8 +109,8 @@ class Store:
     def get(self, key: str, most: int = LARGEST_DOCUMENT) -> bytes:
         """The content of a document. Raises NotFoundError, StorageError, IntegrityError where it has more than `most` bytes."""
 
-        async def ask(heard: Callable[[], None]) -> bytes:
-            found = await obstore.get_async(self._objects, key)
+        async def ask(again: bool, heard: Callable[[], None]) -> bytes:
+            found = await obstore.get_async(self._once if again else self._objects, key)
             heard()
             if found.meta["size"] > most:
                 raise IntegrityError(
@@ -147,7 +160,7 @@ class Store:
         if self._ranged is None:
             with _told(self.url, key):
                 try:
-                    soonest(lambda _: obstore.get_range_async(self._objects, key, start=0, end=1))
+                    obstore.get_range(self._objects, key, start=0, end=1)
                     self._ranged = True
                 except exceptions.GenericError as error:
                     if "NotPartial" not in repr(error):
@@ -178,9 +191,9 @@ class Store:
     def list(self, prefix: str) -> list[Listed]:
         """Every object below `prefix` (a directory), by key. Raises StorageError."""
 
-        async def ask(heard: Callable[[], None]) -> list[Listed]:
+        async def ask(again: bool, heard: Callable[[], None]) -> list[Listed]:
             found = []
-            async for page in obstore.list(self._objects, prefix, chunk_size=1000):
+            async for page in obstore.list(self._once if again else self._objects, prefix, chunk_size=1000):
                 heard()
                 found += [
                     Listed(

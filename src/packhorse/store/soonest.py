@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,11 +22,15 @@ _MOST = 3
 _Answer = TypeVar("_Answer")
 
 
-def soonest(ask: Callable[[Callable[[], None]], Awaitable[_Answer]]) -> _Answer:
-    """What the first of these requests answers. `ask` makes one, and calls what it is given whenever bytes have come.
+Ask: TypeAlias = Callable[[bool, Callable[[], None]], Awaitable[_Answer]]
+"""Makes a request, and calls what it is given whenever bytes have come. True for one beside another: such a one should not be
+tried often, since a store that asks for patience is silent, too."""
 
-    What `ask` raises is raised when no other request is on its way. Callable from any thread, also one that runs an
-    event loop.
+
+def soonest(ask: Ask[_Answer]) -> _Answer:
+    """The first answer to one of these requests, or what the first request raises.
+
+    Callable from any thread, also one that runs an event loop.
     """
     import asyncio
 
@@ -38,7 +42,7 @@ def soonest(ask: Callable[[Callable[[], None]], Awaitable[_Answer]]) -> _Answer:
         return own.submit(lambda: asyncio.run(_first(ask))).result()
 
 
-async def _first(ask: Callable[[Callable[[], None]], Awaitable[_Answer]]) -> _Answer:
+async def _first(ask: Ask[_Answer]) -> _Answer:
     import asyncio
 
     heard = time.monotonic()
@@ -47,24 +51,20 @@ async def _first(ask: Callable[[Callable[[], None]], Awaitable[_Answer]]) -> _An
         nonlocal heard
         heard = time.monotonic()
 
-    async def one() -> _Answer:
-        return await ask(hear)
+    async def request() -> _Answer:
+        return await ask(len(tasks) > 1, hear)
 
-    tasks: set[asyncio.Task[_Answer]] = set()
+    tasks: list[asyncio.Task[_Answer]] = []
     try:
         while True:
-            silent = time.monotonic() - heard
-            if not tasks or (silent >= PATIENCE and len(tasks) < _MOST):
-                tasks.add(asyncio.ensure_future(one()))
+            if not tasks or (time.monotonic() - heard >= PATIENCE and len(tasks) < _MOST):
+                tasks.append(asyncio.ensure_future(request()))
                 hear()
-                silent = 0.0
-            done, _ = await asyncio.wait(
-                tasks, timeout=max(PATIENCE - silent, 0.05), return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                if task.exception() is None or len(tasks) == 1:
+            pending = [task for task in tasks if not task.done()]
+            await asyncio.wait(pending, timeout=PATIENCE / 4, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done() and (task is tasks[0] or task.exception() is None):
                     return task.result()
-                tasks.remove(task)
     finally:
         for task in tasks:
             task.cancel()
