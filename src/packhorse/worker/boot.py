@@ -187,9 +187,9 @@ class Boot:
             return Local(root).whole()
 
     def _pull(self, target: Target, snapshot: str) -> PullResult:
-        late = self.config.run.start != "complete" or self.config.run.gpu.startswith("only")
-        gpus, only = self._choice if late else Choice()
-        if self.config.run.gpu.startswith("only") and not only:
+        leaves_out = self.config.run.gpu.startswith("only")
+        gpus, only = self._choice if leaves_out or self.config.run.start != "complete" else Choice()
+        if leaves_out and not only:
             self.warn(
                 f'run.gpu = "{self.config.run.gpu}" leaves nothing out here: no GPU\'s driver answers, '
                 "or CUDA_FORCE_PTX_JIT is set"
