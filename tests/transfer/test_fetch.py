@@ -24,6 +24,7 @@ from packhorse.config import Storage
 from packhorse.errors import StorageError
 from packhorse.progress import Silent
 from packhorse.transfer import fetch, line, pace
+from packhorse.watch.memory import allowance
 
 MIB = 1 << 20
 NOISE = random.Random(17)
@@ -207,7 +208,8 @@ def test_no_more_is_asked_for_than_may_be_held_while_nothing_is_written(
     with Relay(stored.storage.endpoint) as relay:
         progress = _Blocking(relay)
         _through(relay, here).pull(progress=progress, threads=2, connections=32)
-    assert line.HELD <= progress.received_at_most <= line.HELD + MIB
+    held = allowance(fetch.HELD, fetch.HELD_EACH, fetch.HELD_MOST)
+    assert held <= progress.received_at_most <= held + MIB
     assert persistent(here.path) == persistent(stored.path)
 
 

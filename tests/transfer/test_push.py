@@ -147,6 +147,18 @@ def test_packages_that_change_while_they_are_saved_are_not_saved_at_all(first: W
     assert tags.read_tag(first.store, "main") == []
 
 
+def test_packages_that_are_only_linked_while_they_are_saved_are_saved(
+    first: Worker, new_worker: NewWorker, tmp_path: Path
+) -> None:
+    module = first.path / "packages/package0/module0.py"
+    linked = tmp_path / "linked"
+    progress = _During(lambda stage: linked.hardlink_to(module) if "packages" in stage else None)
+    assert first.push(progress=progress).pushed[0] == "packages"
+    second = new_worker("second")
+    second.pull()
+    assert (second.path / "packages/package0/module0.py").read_bytes() == module.read_bytes()
+    assert first.push().pushed == []
+
 def test_what_a_deadline_leaves_out_is_named_and_saved_by_the_next_push(
     first: Worker, new_worker: NewWorker
 ) -> None:

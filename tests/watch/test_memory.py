@@ -1,4 +1,4 @@
-"""What the allocator keeps, and gives back when it is told to; when the garbage collector waits."""
+"""What the allocator keeps, and gives back when it is told to; when the garbage collector waits; what may be held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from packhorse.watch.memory import uncollected
+from packhorse.watch import memory, processors
+from packhorse.watch.memory import Memory, allowance, uncollected
 
 MIB = 1 << 20
 PROGRAM = """
@@ -53,3 +54,23 @@ def test_the_garbage_collector_waits_and_goes_on_as_it_was() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("usable", "free", "held"),
+    [
+        (1, 1 << 40, 32),
+        (2, 1 << 40, 32),
+        (4, 1 << 40, 40),
+        (16, 1 << 40, 64),
+        (16, 16 * 50 * MIB, 50),
+        (16, MIB, 32),
+        (16, -MIB, 32),
+    ],
+)
+def test_more_processors_may_hold_more_as_far_as_nobody_uses_the_memory(
+    monkeypatch: pytest.MonkeyPatch, usable: int, free: int, held: int
+) -> None:
+    monkeypatch.setattr(processors, "usable", lambda: usable)
+    monkeypatch.setattr(memory, "memory", lambda: Memory(used=1 << 30, limit=(1 << 30) + free))
+    assert allowance(32 * MIB, 4 * MIB, 64 * MIB) == held * MIB

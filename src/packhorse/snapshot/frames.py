@@ -51,7 +51,7 @@ _SAMPLES, _SAMPLE = 12, 256 << 10
 _WINDOW = {int(zstd.DecompressionParameter.window_log_max): 25}
 """A reader gives no more memory than 32 MiB to a window, whatever a frame asks for (RFC 8878, 3.1.1.1.2)."""
 
-_PART = 256 << 10
+_PART = 1 << 20
 """The bytes in which a frame is decompressed, digested and written."""
 
 _DELTA_WINDOW = {int(zstd.DecompressionParameter.window_log_max): 27}

@@ -37,7 +37,7 @@ from packhorse.snapshot.manifest import (
 )
 from packhorse.snapshot.scan import Found, readable, signature_of
 from packhorse.watch import processors
-from packhorse.watch.memory import keep_freed
+from packhorse.watch.memory import allowance, keep_freed
 
 NONCE = 32
 """Random bytes at the end of a pack, a frame that no manifest uses, give it a name that no other has."""
@@ -45,7 +45,8 @@ PACK, PACK_MOST = 8 << 20, 10 << 20
 """A pack is closed when it holds this many bytes, and before a frame that would make more of it than the second number; two
 are filled while others are on their way."""
 HELD, HELD_DEEP = 56 << 20, 72 << 20
-"""Bytes of frames that are read, compressed or wait to be packed, with what that takes; at levels where it is much."""
+"""Bytes of frames that are read, compressed or wait to be packed, with what that takes, on two processors; at levels
+where it is much. Each processor more adds a frame."""
 
 
 Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
@@ -54,8 +55,7 @@ Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
 
 _NOTHING = Before()
 _HOLE = bytes(frames.PIECE)
-_THREADS_MOST = 6
-"""More are of no use within HELD."""
+_THREADS_MOST = 12
 
 
 class Placed(NamedTuple):
@@ -153,7 +153,7 @@ def write(
 
     Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
     (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
-    many as there are processors, at most 6, and no more than HELD has room for. After `deadline` (time.monotonic) no
+    many as there are processors, at most 12, and no more than HELD has room for. After `deadline` (time.monotonic) no
     further frame is begun. No pack gets a name that is `taken`. Frames with the digests `holes` are not on this disk.
     Raises what `sink` raises, and PackhorseError where one of those has to be read.
     """
@@ -249,6 +249,8 @@ class _Writing:
         self._runs: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
         """Of large files: offset, frame, offset in it, length."""
         self._packed: set[bytes] = set()
+        self._buffers: list[bytearray] = []
+        """For frames that are read: clearing a new one takes the interpreter longer than anything else that it does."""
         self._vouched: Counter[int] = Counter()
         """How many frames of a large file."""
 
@@ -291,14 +293,28 @@ class _Writing:
 
     def read(self, cut: Cut) -> _Job:
         """Read a frame, and compress it unless it is there already."""
-        raw, parts, torn = _read(self.base, self.files, cut.spans)
-        digest = frames.ZEROS if raw is _HOLE else frames.digest_of(raw)
-        members = [digest] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
-        if digest in self.existing or digest in self._packed:
-            return _Job(digest, len(raw), members, 0, None, b"", torn)
-        codec, stored = frames.compress(raw, self.level)
-        stored_digest = digest if codec == frames.RAW else frames.digest_of(stored)
-        return _Job(digest, len(raw), members, codec, stored, stored_digest, torn)
+        with self._buffer(cut.length) as buffer:
+            raw, parts, torn = _read(self.base, self.files, cut.spans, buffer)
+            digest = frames.ZEROS if raw is _HOLE else frames.digest_of(raw)
+            members = [digest] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
+            if digest in self.existing or digest in self._packed:
+                return _Job(digest, len(raw), members, 0, None, b"", torn)
+            codec, stored = frames.compress(raw, self.level)
+            if codec == frames.RAW:
+                return _Job(digest, len(raw), members, codec, bytes(raw), digest, torn)
+            return _Job(digest, len(raw), members, codec, stored, frames.digest_of(stored), torn)
+
+    @contextlib.contextmanager
+    def _buffer(self, length: int) -> Iterator[memoryview]:
+        """Memory that nobody else uses meanwhile."""
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = bytearray(frames.PIECE)
+        if len(buffer) < length:
+            buffer = bytearray(length)
+        yield memoryview(buffer)[:length]
+        self._buffers.append(buffer)
 
     def collect(self, cut: Cut, future: Future[_Job]) -> None:
         """Pack what was read."""
@@ -350,7 +366,9 @@ class _Jobs:
 
     def __init__(self, writing: _Writing) -> None:
         self._writing = writing
-        self._most = HELD if writing.level < frames.DEEP else HELD_DEEP
+        frame = frames.room(frames.PIECE, writing.level)
+        least = HELD if writing.level < frames.DEEP else HELD_DEEP
+        self._most = allowance(least, frame, _THREADS_MOST * frame)
         self._jobs: deque[tuple[Cut, Future[_Job]]] = deque()
 
     def add(self, cut: Cut, future: Future[_Job]) -> None:
@@ -394,13 +412,10 @@ def _opened(base: bytes, item: Found) -> Iterator[int]:
 
 
 def _read(
-    base: bytes, files: Sequence[Found], spans: Sequence[Span]
+    base: bytes, files: Sequence[Found], spans: Sequence[Span], buffer: memoryview
 ) -> tuple[frames.Bytes, list[frames.Bytes], set[int]]:
-    """The bytes of a frame (_HOLE for a whole piece that is a hole), those of each file, and which files are no
-    longer those that were scanned."""
-    # In one piece from the start: buffers of many sizes beside each other leave gaps between them.
-    raw = bytearray(sum(span.length for span in spans))
-    view = memoryview(raw)
+    """The bytes of a frame in `buffer` (_HOLE for a whole piece that is a hole), those of each file, and which files are
+    no longer those that were scanned."""
     parts: list[frames.Bytes] = []
     torn: set[int] = set()
     start = 0
@@ -410,15 +425,21 @@ def _read(
         start += sum(length for _, length in runs)
         with contextlib.suppress(OSError), _opened(base, files[file]) as descriptor:
             hole = is_hole(descriptor, runs)
-            whole = hole or _fill(view[first:start], descriptor, runs)
-            whole = whole and signature_of(os.fstat(descriptor)) == files[file].signature
+            whole = hole or _fill(buffer[first:start], descriptor, runs)
+            whole = whole and _is_as_found(os.fstat(descriptor), files[file])
             if hole and whole:
                 return _HOLE, [_HOLE], torn
         if not whole:
             torn.add(file)
-            view[first:start] = bytes(start - first)
-        parts.append(view[first:start])
-    return raw, parts, torn
+            buffer[first:start] = bytes(start - first)
+        parts.append(buffer[first:start])
+    return buffer, parts, torn
+
+
+def _is_as_found(status: os.stat_result, item: Found) -> bool:
+    signature = signature_of(status)
+    linked = status.st_nlink != item.links and signature.written_as(item.signature)
+    return linked or signature == item.signature
 
 
 def _fill(view: memoryview, descriptor: int, runs: Sequence[tuple[int, int]]) -> bool:

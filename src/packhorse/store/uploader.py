@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from packhorse.snapshot.frames import Bytes
 from packhorse.store.objects import Store
 
-FIRST, MOST = 2, 4
-"""Packs on their way at a time: at the start, and the most."""
-HELD, HELD_DEEP = 40 << 20, 12 << 20
-"""The most bytes on their way at a time, unless a single pack has more; at levels where frames take more memory, and so
-long that the line waits for them."""
+FIRST, LEAST_MOST = 2, 4
+"""Packs on their way at a time: at the start, and the most unless there is room for more."""
+HELD, HELD_EACH, HELD_MOST = 40 << 20, 10 << 20, 80 << 20
+"""The most bytes on their way at a time, unless a single pack has more, as `memory.allowance` takes it."""
+HELD_DEEP = 12 << 20
+"""The same at levels where frames take more memory, and so long that the line waits for them."""
 _FAST, _SLOW = 10.0, 60.0
 """Seconds for a pack: where it took less one more at a time is tried, where it took more one less."""
 
@@ -29,6 +30,7 @@ class Uploader:
         self._store = store
         self._pinned = connections is not None
         self._held = held
+        self._most = max(LEAST_MOST, held // HELD_EACH)
         self._limit = connections or FIRST
         self._changed = threading.Condition()
         self._sizes: list[int] = []
@@ -74,7 +76,7 @@ class Uploader:
             self._sizes.remove(size)
             self._failure = self._failure or failure
             if not self._pinned:
-                self._limit += (seconds < _FAST and self._limit < MOST) - (
+                self._limit += (seconds < _FAST and self._limit < self._most) - (
                     seconds > _SLOW and self._limit > 1
                 )
             self._changed.notify_all()

@@ -20,9 +20,12 @@ from packhorse.store import condemned
 from packhorse.store.objects import NotFoundError, Store, UnreachableError
 from packhorse.transfer.line import ATTEMPTS, Arrived, Job, Line, Wanted, missing, pause
 from packhorse.watch import processors
-from packhorse.watch.memory import give_back, keep_freed
+from packhorse.watch.memory import allowance, give_back, keep_freed
 
 WRITERS_MOST = 8
+HELD, HELD_EACH, HELD_MOST = 32 << 20, 4 << 20, 64 << 20
+"""The most bytes that are asked for and not yet written, as `memory.allowance` takes it: more writers use more at a
+time."""
 
 
 def fetch(
@@ -58,7 +61,8 @@ def fetch(
     if not ranged:
         prepare()
         return _fetch_whole_packs(store, waiting, progress, writers, began)
-    line = Line(store, waiting, connections, writers, wanted or Wanted(), began)
+    held = allowance(HELD, HELD_EACH, HELD_MOST)
+    line = Line(store, waiting, connections, writers, wanted or Wanted(), began, held)
     # A thread that has stepped back stays there, so it gets nothing that somebody waits for.
     queues = [line.called] * writers
     if waiting[-1].rank >= UNCALLED:
@@ -82,12 +86,10 @@ def fetch(
 def _write_what_comes(store: Store, line: Line, arrived: Arrived, progress: Progress) -> None:
     if arrived is line.uncalled:
         processors.step_back()
-    while (item := arrived.get()) is not None:
-        batch, content = item
-        for job in batch.jobs:
-            start = job.placed.offset - batch.start
-            _put(store, job, content[start : start + job.placed.length], progress)
-        del item, content
+    while (stored := arrived.get()) is not None:
+        batch = stored.batch
+        _put(store, stored.job, stored.content, progress)
+        del stored  # before `written` counts on it
         line.written(batch)
 
 

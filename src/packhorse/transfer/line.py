@@ -1,7 +1,7 @@
 """The requests on their way to a store: what is asked for next, and once more where it is overdue or broke off.
 
-What somebody waits for comes before everything else. Promises that no more than HELD bytes are asked for and not yet
-written, and one request more where somebody waits. What becomes of the bytes is up to those who take them.
+What somebody waits for comes before everything else. Promises that no more bytes are asked for and not yet written than
+are allowed, and one request more where somebody waits. What becomes of the bytes is up to those who take them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from packhorse.errors import MEND, IntegrityError
 from packhorse.snapshot import frames
@@ -30,8 +30,6 @@ BATCH = 16 << 20
 """The most that one request asks for, in stored bytes, unless one frame has more: packs are smaller as a rule."""
 GAP = 256 << 10
 """Unwanted bytes between two frames that are rather read than skipped with a request more."""
-HELD = 32 << 20
-"""The most bytes that are asked for and not yet written."""
 ATTEMPTS = 6
 """How often a batch is asked for when requests break off, beside the client's own attempts at a connection."""
 _TICK = 0.1
@@ -108,6 +106,8 @@ class Batch:
     """When it was last asked for."""
     called: bool = True
     """Whether somebody waits for it, or is expected to."""
+    unwritten: int = 0
+    """How many of its frames arrived and are not yet written."""
 
     @property
     def size(self) -> int:
@@ -118,8 +118,16 @@ class Batch:
         return self.jobs[0].key
 
 
-Arrived: TypeAlias = "queue.SimpleQueue[tuple[Batch, memoryview] | None]"
-"""Batches with their bytes; None tells one writer that nothing more comes."""
+class Stored(NamedTuple):
+    """A frame that arrived, as it is stored."""
+
+    batch: Batch
+    job: Job
+    content: memoryview
+
+
+Arrived: TypeAlias = "queue.SimpleQueue[Stored | None]"
+"""None tells one writer that nothing more comes."""
 
 
 class Line:
@@ -133,8 +141,10 @@ class Line:
         writers: int,
         wanted: Wanted,
         began: float,
+        held: int,
     ) -> None:
-        """`began` is when what needs these jobs began, by `condemned.clock`."""
+        """`began` is when what needs these jobs began, by `condemned.clock`; `held` the most bytes that are asked for
+        and not yet written."""
         self.called: Arrived = queue.SimpleQueue()
         self.uncalled: Arrived = queue.SimpleQueue()
         """What arrived, by `Batch.called`."""
@@ -147,7 +157,7 @@ class Line:
         self._again: list[tuple[float, Batch]] = []
         """What broke off, and when it may be asked for again."""
         self._active: dict[asyncio.Task[memoryview], Batch] = {}
-        self._held = 0
+        self._held, self._most = 0, held
         self._lock = threading.Lock()
         self._pace = Pace(time.monotonic(), pinned=connections)
         self._stopped = False
@@ -157,8 +167,11 @@ class Line:
     # --- called by writers ---
 
     def written(self, batch: Batch) -> None:
-        """A batch is no longer in memory."""
+        """One frame of a batch is no longer used; the last one frees the memory of all."""
         with self._lock:
+            batch.unwritten -= 1
+            if batch.unwritten:
+                return
             self._held -= batch.size
         self._wake()
 
@@ -228,7 +241,8 @@ class Line:
         patient = self._wanted.patient
         if not source and patient not in ("never", "once") and not (patient and self._active):
             source = self._pending
-        share = min(BATCH, HELD // (self._pace.limit + 1))  # of more requests at a time each asks for less
+        # Of more requests at a time each asks for less.
+        share = min(BATCH, self._most // (self._pace.limit + 1))
         if not source:
             return None
         # Somebody who waits does not wait for those to be written that nobody waits for.
@@ -239,7 +253,7 @@ class Line:
         return batch
 
     def _fits(self, size: int) -> bool:
-        return not self._held or self._held + size <= HELD
+        return not self._held or self._held + size <= self._most
 
     def _prefer(self) -> None:
         """Move what is wanted in front of everything else, wherever it is on its way."""
@@ -250,12 +264,10 @@ class Line:
             self._wanted.patient = ""
         self._urgent.extend(job for job in self._pending if _wish(job) in wanted)
         self._pending = deque(job for job in self._pending if _wish(job) not in wanted)
-        arrived = list(_taken_from(self.uncalled))
-        again = [batch for _, batch in self._again]
-        for batch in (*self._active.values(), *again, *(batch for batch, _ in arrived)):
+        for batch in (*self._active.values(), *(batch for _, batch in self._again)):
             batch.called = batch.called or any(_wish(job) in wanted for job in batch.jobs)
-        for batch, content in arrived:
-            self._hand_over(batch, content)
+        for stored in list(_taken_from(self.uncalled)):
+            (self.called if _wish(stored.job) in wanted else self.uncalled).put(stored)
 
     def _request(self, batch: Batch) -> None:
         task = asyncio.ensure_future(self._store.get_range_async(batch.key, batch.start, batch.end))
@@ -293,7 +305,11 @@ class Line:
                 self._failed(batch, error, now)
 
     def _hand_over(self, batch: Batch, content: memoryview) -> None:
-        (self.called if batch.called else self.uncalled).put((batch, content))
+        batch.unwritten = len(batch.jobs)
+        arrived = self.called if batch.called else self.uncalled
+        for job in batch.jobs:
+            start = job.placed.offset - batch.start
+            arrived.put(Stored(batch, job, content[start : start + job.placed.length]))
 
     def _failed(self, batch: Batch, error: BaseException, now: float) -> None:
         """The last request for a batch broke: ask again a little later, each time later, all workers apart."""
@@ -326,7 +342,7 @@ class Line:
         return sorted({id(batch): batch for batch in self._active.values()}.values(), key=lambda b: b.asked)
 
 
-def _taken_from(arrived: Arrived) -> Iterator[tuple[Batch, memoryview]]:
+def _taken_from(arrived: Arrived) -> Iterator[Stored]:
     """What lies in a queue in which there is no None yet."""
     with contextlib.suppress(queue.Empty):
         while (item := arrived.get_nowait()) is not None:

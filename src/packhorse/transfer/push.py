@@ -27,13 +27,13 @@ from packhorse.store import condemned, tags
 from packhorse.store.existing import Existing
 from packhorse.store.objects import Store
 from packhorse.store.tags import EntryFacts, TagEntry, newest_packages, shared_of
-from packhorse.store.uploader import HELD, HELD_DEEP, Uploader
+from packhorse.store.uploader import HELD, HELD_DEEP, HELD_EACH, HELD_MOST, Uploader
 from packhorse.transfer import arriving
 from packhorse.transfer.fold import LIMIT, fold
 from packhorse.transfer.local import PACKAGES, Local, Synced, source_of
 from packhorse.transfer.merge import changed_paths
 from packhorse.transfer.union import union
-from packhorse.watch.memory import peak, uncollected
+from packhorse.watch.memory import allowance, peak, uncollected
 
 
 class PushResult(msgspec.Struct):
@@ -106,7 +106,7 @@ class _Push:
         self.mended: dict[str, Manifest] = {}
         """Listed shared manifests of which all frames were sent again, by their digests; `sent` tells where they lie."""
         self.existing = Existing(store, [] if repair else everything, self.taken)
-        held = HELD if level < frames.DEEP else HELD_DEEP
+        held = allowance(HELD, HELD_EACH, HELD_MOST) if level < frames.DEEP else HELD_DEEP
         self.uploader = Uploader(store, connections=connections, held=held)
         self.result = PushResult(snapshot="", tag=tag)
 

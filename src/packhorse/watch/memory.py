@@ -8,8 +8,12 @@ import resource
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from packhorse.watch import processors
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
+_SHARE = 16
+"""A transfer takes no more than one in this many of the bytes that nobody uses, beyond the least that it needs."""
 _LARGEST_KEPT, _KEPT, _ARENAS = 32 << 20, 32 << 20, 2
 """The largest buffer that is taken from kept memory (glibc allows no more), what is kept, in bytes, and how often."""
 
@@ -55,6 +59,17 @@ def peak() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def allowance(least: int, each: int, most: int) -> int:
+    """Bytes that a transfer may hold: `least` on up to two processors, `each` more for every one beyond, at most `most`,
+    as far as there is memory that nobody uses.
+    """
+    beyond = processors.usable() - 2
+    if beyond <= 0:
+        return least
+    now = memory()
+    return max(least, min(least + beyond * each, most, (now.limit - now.used) // _SHARE))
 
 
 def _number(path: str) -> int | None:
