@@ -66,7 +66,9 @@ QUICK_MODES = MODES[:2]
 
 def gpu_modes(capabilities: Sequence[int]) -> list[Mode]:
     """The modes for programs that use the GPUs of this machine, of these compute capabilities."""
-    other = next(each for each in (80, 90, 100, 120) if all(each // 10 != ours // 10 for ours in capabilities))
+    other = next(
+        each for each in (80, 90, 100, 120) if all(each // 10 != ours // 10 for ours in capabilities)
+    )
     return [
         Mode("again"),
         Mode("only", gpu="only"),

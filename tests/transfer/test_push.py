@@ -159,6 +159,7 @@ def test_packages_that_are_only_linked_while_they_are_saved_are_saved(
     assert (second.path / "packages/package0/module0.py").read_bytes() == module.read_bytes()
     assert first.push().pushed == []
 
+
 def test_what_a_deadline_leaves_out_is_named_and_saved_by_the_next_push(
     first: Worker, new_worker: NewWorker
 ) -> None:
