@@ -437,6 +437,7 @@ def _read(
 
 
 def _is_as_found(status: os.stat_result, item: Found) -> bool:
+    """Whether a file holds what it held; it may have got or lost a name."""
     signature = signature_of(status)
     linked = status.st_nlink != item.links and signature.written_as(item.signature)
     return linked or signature == item.signature
