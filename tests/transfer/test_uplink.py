@@ -79,6 +79,7 @@ class _Counting(Store):
     ("connections", "fast", "slow", "held", "most", "last"),
     [
         (None, 60.0, 90.0, 40 * MIB, 4, 4),  # every pack is fast: as many as there may be
+        (None, 60.0, 90.0, 60 * MIB, 6, 6),  # more, as there is room for more
         (None, 0.0, 90.0, 40 * MIB, 2, 2),  # none is
         (None, 0.0, 0.0, 40 * MIB, 2, 1),  # each takes too long
         (None, 60.0, 90.0, 3 * MIB, 3, 3),  # there is no memory for more

@@ -249,8 +249,6 @@ class _Writing:
         self._runs: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
         """Of large files: offset, frame, offset in it, length."""
         self._packed: set[bytes] = set()
-        self._buffers: list[bytearray] = []
-        """For frames that are read: clearing a new one takes the interpreter longer than anything else that it does."""
         self._vouched: Counter[int] = Counter()
         """How many frames of a large file."""
 
@@ -293,28 +291,14 @@ class _Writing:
 
     def read(self, cut: Cut) -> _Job:
         """Read a frame, and compress it unless it is there already."""
-        with self._buffer(cut.length) as buffer:
-            raw, parts, torn = _read(self.base, self.files, cut.spans, buffer)
-            digest = frames.ZEROS if raw is _HOLE else frames.digest_of(raw)
-            members = [digest] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
-            if digest in self.existing or digest in self._packed:
-                return _Job(digest, len(raw), members, 0, None, b"", torn)
-            codec, stored = frames.compress(raw, self.level)
-            if codec == frames.RAW:
-                return _Job(digest, len(raw), members, codec, bytes(raw), digest, torn)
-            return _Job(digest, len(raw), members, codec, stored, frames.digest_of(stored), torn)
-
-    @contextlib.contextmanager
-    def _buffer(self, length: int) -> Iterator[memoryview]:
-        """Memory that nobody else uses meanwhile."""
-        try:
-            buffer = self._buffers.pop()
-        except IndexError:
-            buffer = bytearray(frames.PIECE)
-        if len(buffer) < length:
-            buffer = bytearray(length)
-        yield memoryview(buffer)[:length]
-        self._buffers.append(buffer)
+        raw, parts, torn = _read(self.base, self.files, cut.spans)
+        digest = frames.ZEROS if raw is _HOLE else frames.digest_of(raw)
+        members = [digest] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
+        if digest in self.existing or digest in self._packed:
+            return _Job(digest, len(raw), members, 0, None, b"", torn)
+        codec, stored = frames.compress(raw, self.level)
+        stored_digest = digest if codec == frames.RAW else frames.digest_of(stored)
+        return _Job(digest, len(raw), members, codec, stored, stored_digest, torn)
 
     def collect(self, cut: Cut, future: Future[_Job]) -> None:
         """Pack what was read."""
@@ -412,10 +396,17 @@ def _opened(base: bytes, item: Found) -> Iterator[int]:
 
 
 def _read(
-    base: bytes, files: Sequence[Found], spans: Sequence[Span], buffer: memoryview
+    base: bytes, files: Sequence[Found], spans: Sequence[Span]
 ) -> tuple[frames.Bytes, list[frames.Bytes], set[int]]:
-    """The bytes of a frame in `buffer` (_HOLE for a whole piece that is a hole), those of each file, and which files are
-    no longer those that were scanned."""
+    """The bytes of a frame (_HOLE for a whole piece that is a hole), those of each file, and which files are no
+    longer those that were scanned."""
+    if len(spans) == 1:
+        [(file, offset, length)] = spans
+        raw = _read_run(base, files[file], offset, length)
+        return (raw, [raw], set()) if raw else (bytes(length), [bytes(length)], {file})
+    # In one piece from the start: buffers of many sizes beside each other leave gaps between them.
+    gathered = bytearray(sum(span.length for span in spans))
+    view = memoryview(gathered)
     parts: list[frames.Bytes] = []
     torn: set[int] = set()
     start = 0
@@ -424,16 +415,24 @@ def _read(
         first, whole = start, False
         start += sum(length for _, length in runs)
         with contextlib.suppress(OSError), _opened(base, files[file]) as descriptor:
-            hole = is_hole(descriptor, runs)
-            whole = hole or _fill(buffer[first:start], descriptor, runs)
+            whole = _fill(view[first:start], descriptor, runs)
             whole = whole and _is_as_found(os.fstat(descriptor), files[file])
-            if hole and whole:
-                return _HOLE, [_HOLE], torn
         if not whole:
             torn.add(file)
-            buffer[first:start] = bytes(start - first)
-        parts.append(buffer[first:start])
-    return buffer, parts, torn
+            view[first:start] = bytes(start - first)
+        parts.append(view[first:start])
+    return gathered, parts, torn
+
+
+def _read_run(base: bytes, item: Found, offset: int, length: int) -> bytes:
+    """A run of a file; nothing where the file is no longer what was scanned."""
+    with contextlib.suppress(OSError), _opened(base, item) as descriptor:
+        # Unlike a buffer to read into, what pread(2) returns was not cleared before, under the interpreter's lock.
+        hole = is_hole(descriptor, [(offset, length)])
+        raw = _HOLE if hole else os.pread(descriptor, length, offset)
+        if len(raw) == length and _is_as_found(os.fstat(descriptor), item):
+            return raw
+    return b""
 
 
 def _is_as_found(status: os.stat_result, item: Found) -> bool:
