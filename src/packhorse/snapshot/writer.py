@@ -20,9 +20,9 @@ from typing import NamedTuple, TypeAlias
 
 from packhorse.errors import PackhorseError
 from packhorse.progress import Progress
-from packhorse.snapshot import frames, gpu
-from packhorse.snapshot.contents import Before, content_of_runs, is_hole, is_plain
-from packhorse.snapshot.frames import LARGE_FILE, MEDIUM_FILE, Cut, Span
+from packhorse.snapshot import frames, gpu, source
+from packhorse.snapshot.contents import Before, content_of_runs, is_plain
+from packhorse.snapshot.frames import LARGE_FILE, MEDIUM_FILE, Cut
 from packhorse.snapshot.gpu import Gathered
 from packhorse.snapshot.index import Index, now
 from packhorse.snapshot.manifest import (
@@ -35,7 +35,7 @@ from packhorse.snapshot.manifest import (
     Placement,
     Symlink,
 )
-from packhorse.snapshot.scan import Found, readable, signature_of
+from packhorse.snapshot.scan import Found, readable
 from packhorse.watch import processors
 from packhorse.watch.memory import allowance, keep_freed
 
@@ -54,7 +54,6 @@ Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
 
 
 _NOTHING = Before()
-_HOLE = bytes(frames.PIECE)
 _THREADS_MOST = 12
 
 
@@ -264,7 +263,7 @@ class _Writing:
             return known
         extents = [gpu.Extent(0, item.signature.size, "")]
         if trusted is None or not is_plain(trusted):
-            with contextlib.suppress(OSError), _opened(self.base, item) as descriptor:
+            with contextlib.suppress(OSError), source.opened(self.base, item) as descriptor:
                 extents = gpu.extents(descriptor, item.signature.size)
         return gpu.pieces(extents, frames.PIECE)
 
@@ -291,8 +290,8 @@ class _Writing:
 
     def read(self, cut: Cut) -> _Job:
         """Read a frame, and compress it unless it is there already."""
-        raw, parts, torn = _read(self.base, self.files, cut.spans)
-        digest = frames.ZEROS if raw is _HOLE else frames.digest_of(raw)
+        raw, parts, torn = source.read(self.base, self.files, cut.spans)
+        digest = frames.ZEROS if raw is source.HOLE else frames.digest_of(raw)
         members = [digest] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
         if digest in self.existing or digest in self._packed:
             return _Job(digest, len(raw), members, 0, None, b"", torn)
@@ -383,73 +382,6 @@ class _Jobs:
             else frames.room(cut.length, self._writing.level)
             for cut, future in self._jobs
         )
-
-
-@contextlib.contextmanager
-def _opened(base: bytes, item: Found) -> Iterator[int]:
-    """The file that was scanned, open for reading."""
-    descriptor = os.open(os.path.join(base, item.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(
-    base: bytes, files: Sequence[Found], spans: Sequence[Span]
-) -> tuple[frames.Bytes, list[frames.Bytes], set[int]]:
-    """The bytes of a frame (_HOLE for a whole piece that is a hole), those of each file, and which files are no
-    longer those that were scanned."""
-    if len(spans) == 1:
-        [(file, offset, length)] = spans
-        raw = _read_run(base, files[file], offset, length)
-        return (raw, [raw], set()) if raw else (bytes(length), [bytes(length)], {file})
-    # In one piece from the start: buffers of many sizes beside each other leave gaps between them.
-    gathered = bytearray(sum(span.length for span in spans))
-    view = memoryview(gathered)
-    parts: list[frames.Bytes] = []
-    torn: set[int] = set()
-    start = 0
-    for file, its in itertools.groupby(spans, key=lambda span: span.file):
-        runs = [(span.offset, span.length) for span in its]
-        first, whole = start, False
-        start += sum(length for _, length in runs)
-        with contextlib.suppress(OSError), _opened(base, files[file]) as descriptor:
-            whole = _fill(view[first:start], descriptor, runs)
-            whole = whole and _is_as_found(os.fstat(descriptor), files[file])
-        if not whole:
-            torn.add(file)
-            view[first:start] = bytes(start - first)
-        parts.append(view[first:start])
-    return gathered, parts, torn
-
-
-def _read_run(base: bytes, item: Found, offset: int, length: int) -> bytes:
-    """A run of a file; nothing where the file is no longer what was scanned."""
-    with contextlib.suppress(OSError), _opened(base, item) as descriptor:
-        # Unlike a buffer to read into, what pread(2) returns was not cleared before, under the interpreter's lock.
-        hole = is_hole(descriptor, [(offset, length)])
-        raw = _HOLE if hole else os.pread(descriptor, length, offset)
-        if len(raw) == length and _is_as_found(os.fstat(descriptor), item):
-            return raw
-    return b""
-
-
-def _is_as_found(status: os.stat_result, item: Found) -> bool:
-    """Whether a file holds what it held; it may have got or lost a name."""
-    signature = signature_of(status)
-    linked = status.st_nlink != item.links and signature.written_as(item.signature)
-    return linked or signature == item.signature
-
-
-def _fill(view: memoryview, descriptor: int, runs: Sequence[tuple[int, int]]) -> bool:
-    """Read runs (offset, length) of a file one after the other; tells whether all of them are there."""
-    filled = 0
-    for offset, length in runs:
-        if os.preadv(descriptor, [view[filled : filled + length]], offset) != length:
-            return False
-        filled += length
-    return True
 
 
 def _entries(
