@@ -41,6 +41,44 @@ def test_what_was_kept_for_the_next_buffers_is_given_back() -> None:
     assert after < full - 30 * MIB
 
 
+THREADS = """
+import sys
+import threading
+from packhorse.watch.memory import few_arenas, keep_freed
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:"))
+
+if sys.argv[1:]:
+    few_arenas()
+keep_freed()
+before, ending = resident(), threading.Event()
+for _ in range(12):
+    used = threading.Event()
+    def use(used=used):
+        bytearray(b"x" * (8 << 20))
+        used.set()
+        ending.wait()
+    threading.Thread(target=use).start()
+    used.wait()
+print(resident() - before)
+ending.set()
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no malloc_trim(3)"
+)
+def test_what_one_thread_frees_another_one_takes() -> None:
+    def kept(*words: str) -> int:
+        program = [sys.executable, "-c", THREADS, *words]
+        return int(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+
+    assert kept() > 150 * MIB, "by itself each keeps its own"
+    assert kept("few") < 100 * MIB
+
+
 def test_the_garbage_collector_waits_and_goes_on_as_it_was() -> None:
     assert gc.isenabled()
     with pytest.raises(ValueError, match="within"), uncollected():

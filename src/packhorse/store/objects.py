@@ -23,6 +23,7 @@ from packhorse.errors import MEND, IntegrityError, NoSpaceError, PackhorseError,
 from packhorse.snapshot.frames import LARGEST_DOCUMENT, Bytes
 from packhorse.store import credentials
 from packhorse.store.soonest import soonest
+from packhorse.watch.memory import few_arenas
 
 AT_A_TIME = 8
 """Requests for small objects."""
@@ -70,6 +71,7 @@ class Store:
 
     def __init__(self, storage: Storage, environ: Mapping[str, str]) -> None:
         """Prepare access; nothing is sent yet. Raises StorageError where no credentials can be found."""
+        few_arenas()  # before the client starts its threads
         self.url = storage.url
         self._ranged: bool | None = None
         options = credentials.options(storage, environ)

@@ -14,8 +14,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
 _SHARE = 16
 """A transfer takes no more than one in this many of the bytes that nobody uses, beyond the least that it needs."""
-_LARGEST_KEPT, _KEPT, _ARENAS = 32 << 20, 32 << 20, 2
-"""The largest buffer that is taken from kept memory (glibc allows no more), what is kept, in bytes, and how often."""
+_LARGEST_KEPT, _KEPT = 32 << 20, 32 << 20
+"""The largest buffer that is taken from kept memory (glibc allows no more), and what each arena keeps, in bytes."""
+_LEAST_ARENAS = 2
 
 
 class Memory(NamedTuple):
@@ -92,7 +93,18 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
-        mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def few_arenas() -> None:
+    """Have all threads share a few of the allocator's arenas, one for two processors, so that what one frees another takes.
+
+    To be called before there are many threads: an arena that was made stays. By itself glibc makes eight for each
+    processor, one for each new thread. No effect where there is no mallopt(3), as with musl.
+    """
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, max(_LEAST_ARENAS, processors.usable() // 2))
 
 
 @contextlib.contextmanager
