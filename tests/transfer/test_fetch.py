@@ -213,6 +213,36 @@ def test_no_more_is_asked_for_than_may_be_held_while_nothing_is_written(
     assert persistent(here.path) == persistent(stored.path)
 
 
+class _SmallLast(Silent):
+    """Has whoever created small files wait until the pieces of large ones are written."""
+
+    def __init__(self, pieces: int) -> None:
+        self.in_time = True
+        self._left, self._written = pieces, threading.Event()
+
+    def advance(self, count: int) -> None:
+        if count != 8 * MIB:
+            self.in_time = self._written.wait(20) and self.in_time
+            return
+        self._left -= 1
+        if not self._left:
+            self._written.set()
+
+
+def test_large_files_come_while_small_ones_wait_to_be_created(new_worker: NewWorker) -> None:
+    worker, other = new_worker("first"), new_worker("second")
+    for number in range(900):
+        worker.write(f"models/a/{number}", NOISE.randbytes(50_000))
+    for number in range(6):
+        worker.write(f"models/z{number}", NOISE.randbytes(8 * MIB))
+    settle(worker.path / "models")
+    worker.push()
+    progress = _SmallLast(6)
+    other.pull(progress=progress, connections=4)
+    assert progress.in_time
+    assert persistent(other.path) == persistent(worker.path)
+
+
 class _Threads(Silent):
     """Which threads write."""
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.transfer.workers import LONG_AGO, Worker, persistent, settle
 
 from packhorse.config import Storage
 from packhorse.errors import IntegrityError, PackhorseError
+from packhorse.progress import Silent
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import LARGE_FILE
@@ -144,6 +146,42 @@ def test_an_early_start_is_once_and_finds_small_files_and_the_places_of_large_on
     assert {os.fsencode(name) for name in LARGE} <= holder.held.keys()
     assert {path for path, held in holder.held.items() if held.program} == {b"packages/package/program"}
     _complete(here, first)
+
+
+class _Hurry(Silent):
+    """Has whoever created small files wait until three held files have come, and tells who wrote those."""
+
+    def __init__(self) -> None:
+        self.small_are_there = False
+        self.before: list[str] = []
+        self._three = threading.Event()
+
+    def advance(self, count: int) -> None:
+        if count != 2 * MIB:
+            assert self._three.wait(20)
+            self.small_are_there = True
+            return
+        if not self.small_are_there:
+            self.before.append(threading.current_thread().name)
+            time.sleep(0.05)  # time for others, if there are others
+        if len(self.before) == 3:
+            self._three.set()
+
+
+def test_what_is_held_is_on_its_way_before_the_start_but_only_one_thread_writes_it(
+    new_worker: NewWorker,
+) -> None:
+    worker, other = new_worker("first"), new_worker("second")
+    worker.write("models/small", NOISE.randbytes(10_000))
+    for number in range(12):
+        worker.write(f"models/large{number}", NOISE.randbytes(2 * MIB))
+    settle(worker.path / "models")
+    worker.push()
+    progress = _Hurry()
+    opened(other, Holder(), progress=progress, threads=3)
+    assert len(progress.before) >= 3
+    assert len(set(progress.before)) == 1
+    assert persistent(other.path) == persistent(worker.path)
 
 
 def test_files_that_cannot_be_held_are_there_at_the_start_and_the_others_come_later(

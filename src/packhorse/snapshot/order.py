@@ -14,6 +14,8 @@ from packhorse.snapshot.frames import LARGE_FILE
 
 MOST_FILES = 2000
 """A profile names no more."""
+NEEDED = -1
+"""The rank of what must be there before a command starts."""
 UNCALLED = 1 << 20
 """Ranks from here on are of what nobody is expected to open soon."""
 _DIRECTORIES = (b"packages", b"deps", b"models", b"pip")

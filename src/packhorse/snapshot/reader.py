@@ -167,6 +167,10 @@ class Tree:
         """The files that need the frame `number`."""
         return {member.file.path for member in self._members[number]}
 
+    def creates(self, number: int) -> bool:
+        """Whether files come into being with the frame `number`, unless they are held."""
+        return any(member.file.size < frames.LARGE_FILE for member in self._members[number])
+
     @cached_property
     def _links(self) -> dict[bytes, list[bytes]]:
         links: dict[bytes, list[bytes]] = {}

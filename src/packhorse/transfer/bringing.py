@@ -7,19 +7,20 @@ place for it. Knows nothing of what the trees are for.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from packhorse.progress import Progress
 from packhorse.root import Root
 from packhorse.snapshot.holes import is_program
+from packhorse.snapshot.order import NEEDED
 from packhorse.snapshot.reader import Tree
 from packhorse.snapshot.writer import Placed
 from packhorse.transfer.arriving import Arriving
-from packhorse.transfer.line import Job
+from packhorse.transfer.line import Job, Wanted
 from packhorse.transfer.opening import Gate, Held, Opening
 
 
@@ -34,7 +35,7 @@ class Part(NamedTuple):
 
 
 class Bringing:
-    """Parts that are brought together, first with `early`, then with what that returned beside the rest of the work.
+    """Parts that are brought together, of which some may come later than the rest.
 
     `may_hold` tells by its path whether a file may be published before its bytes are there. `fetch` is that of the module
     of this name, but for its first argument and the progress.
@@ -51,14 +52,16 @@ class Bringing:
         self._root, self._fetch, self._progress = root, fetch, progress
         self._opening, self._may_hold = opening, may_hold
         self._gate: Gate | None = opening.gate if opening is not None else None
+        self._wanted = self._gate.wanted if self._gate is not None else Wanted()
         self.arriving: Arriving | None = None
         """The record of shared files that will be there without their bytes, if there are such files."""
 
-    def early(self, parts: Sequence[Part]) -> list[Job]:
-        """Bring what is needed before a command may start; returns what it need not wait for."""
+    @contextlib.contextmanager
+    def under_way(self, parts: Sequence[Part]) -> Iterator[None]:
+        """Bring the parts. The block begins when all is there that a command needs before it may start, and what is held
+        back comes meanwhile; after the block all is there."""
         ranks = self._ranks(parts)
-        early: list[Job] = []
-        late: list[tuple[Tree, Job]] = []
+        jobs: list[Job] = []
         for part in parts:
             tree = part.tree
             for number in part.numbers:
@@ -66,33 +69,27 @@ class Bringing:
                 placed = part.placed[frame.digest]
                 paths = [part.prefix + path for path in tree.paths(number)] if ranks else []
                 if paths and all(path in ranks for path in paths):
-                    rank = min(ranks[path] for path in paths)
-                    late.append((tree, Job(tree, number, frame, placed, rank)))
+                    jobs.append(Job(tree, number, frame, placed, min(ranks[path] for path in paths)))
                 else:
-                    early.append(Job(tree, number, frame, placed))
-        total = sum(job.frame.length for job in (*early, *(job for _, job in late)))
-        self._progress.stage("restoring", total)
-        self._fetch(early, prepare=partial(self._prepare, parts, ranks))
-        held: list[Job] = []
-        refused: list[Job] = []
-        for tree, job in late:
-            (held if tree.paths(job.number) <= tree.late else refused).append(job)
-        self._fetch([replace(job, rank=0) for job in refused])
-        return held
-
-    @contextlib.contextmanager
-    def beside(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Bring `jobs` while the block runs, and wait for them after it."""
-        if not jobs:
-            yield
-            return
-        assert self._gate is not None
-        with ThreadPoolExecutor(1, thread_name_prefix="held") as pool:
-            bringing = pool.submit(self._fetch, jobs, wanted=self._gate.wanted)
+                    jobs.append(Job(tree, number, frame, placed, NEEDED, tree.creates(number)))
+        self._progress.stage("restoring", sum(job.frame.length for job in jobs))
+        needed = _Needed()
+        with ThreadPoolExecutor(1, thread_name_prefix="bringing") as pool:
+            bringing = pool.submit(
+                self._fetch,
+                jobs,
+                prepare=lambda: needed.expect(self._prepare(parts, ranks, jobs)),
+                written=needed.written,
+                wanted=self._wanted,
+            )
+            bringing.add_done_callback(lambda ended: needed.there.set())
             try:
+                needed.there.wait()
+                if bringing.done():
+                    bringing.result()
                 yield
             except BaseException:
-                self._gate.wanted.stop()
+                self._wanted.stop()
                 raise
             bringing.result()
 
@@ -115,17 +112,27 @@ class Bringing:
         largest = sorted(sizes, key=lambda path: -sizes[path])[: self._gate.most]
         return self._opening.ranks({path: sizes[path] for path in largest})
 
-    def _prepare(self, parts: Sequence[Part], ranks: Collection[bytes]) -> None:
-        """Create what the bytes go into, and hold back what has a rank."""
+    def _prepare(self, parts: Sequence[Part], ranks: Collection[bytes], jobs: Sequence[Job]) -> list[Job]:
+        """Create what the bytes go into, and hold back what has a rank; returns the jobs that are needed first."""
+        needed = [job for job in jobs if job.rank == NEEDED]
         shared: list[Held] = []
         for part in parts:
-            part.tree.prepare({path for path in part.tree.holdable if part.prefix + path in ranks})
-            part.tree.expect(part.numbers)
+            tree = part.tree
+            tree.prepare({path for path in tree.holdable if part.prefix + path in ranks})
+            tree.expect(part.numbers)
             if self._gate is not None:
+                all_held = set(tree.late)
                 held = self._hold(self._gate, part)
                 shared += [] if part.prefix else held
+                if refused := all_held - tree.late:
+                    late = [job for job in jobs if job.tree is tree and job.rank != NEEDED]
+                    needed += [job for job in late if not refused.isdisjoint(tree.paths(job.number))]
         if shared:
             self.arriving = Arriving(self._root, [(each.path, each.descriptor) for each in shared])
+        for job in needed:
+            if job.rank != NEEDED:
+                self._wanted.add(job.tree, [job.number])
+        return needed
 
     def _hold(self, gate: Gate, part: Part) -> list[Held]:
         """Hold back the held files of a tree; those that cannot be are brought like small ones."""
@@ -149,3 +156,26 @@ class Bringing:
         if self.arriving is not None and not prefix:
             self.arriving.arrived(path)
         gate.arrived(prefix + path, descriptor)
+
+
+class _Needed:
+    """Waits for some jobs."""
+
+    def __init__(self) -> None:
+        self.there = threading.Event()
+        """Set when all of them are written."""
+        self._left: set[int] = set()
+        self._lock = threading.Lock()
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """These are needed. To be called before any of them is written."""
+        self._left = {id(job) for job in jobs}
+        if not self._left:
+            self.there.set()
+
+    def written(self, job: Job) -> None:
+        """One more, needed or not."""
+        with self._lock:
+            self._left.discard(id(job))
+            if not self._left:
+                self.there.set()

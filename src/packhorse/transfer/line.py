@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from packhorse.errors import MEND, IntegrityError
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Frame
-from packhorse.snapshot.order import UNCALLED
+from packhorse.snapshot.order import NEEDED, UNCALLED
 from packhorse.snapshot.writer import Placed
 from packhorse.store import condemned
 from packhorse.store.objects import NotFoundError, Store, UnreachableError
@@ -32,6 +32,8 @@ GAP = 256 << 10
 """Unwanted bytes between two frames that are rather read than skipped with a request more."""
 ATTEMPTS = 6
 """How often a batch is asked for when requests break off, beside the client's own attempts at a connection."""
+_WRITTEN = 3
+"""As many requests' bytes may wait to be written beside those that are on their way."""
 _TICK = 0.1
 """Seconds between two looks for what is overdue."""
 
@@ -53,6 +55,8 @@ class Job:
     placed: Placed
     rank: int = 0
     """Lower ones are asked for first. From UNCALLED on they are written behind the work of other processes."""
+    small: bool = False
+    """Whether it holds files that are created when it is written: one at a time, and nothing else waits for that."""
 
     @property
     def key(self) -> str:
@@ -107,7 +111,7 @@ class Batch:
     called: bool = True
     """Whether somebody waits for it, or is expected to."""
     unwritten: int = 0
-    """How many of its frames arrived and are not yet written."""
+    """How many of its frames arrived and are not yet written, without small ones."""
 
     @property
     def size(self) -> int:
@@ -127,7 +131,7 @@ class Stored(NamedTuple):
 
 
 Arrived: TypeAlias = "queue.SimpleQueue[Stored | None]"
-"""None tells one writer that nothing more comes."""
+"""None tells that nothing more comes, and stays there."""
 
 
 class Line:
@@ -138,26 +142,33 @@ class Line:
         store: Store,
         jobs: Iterable[Job],
         connections: int | None,
-        writers: int,
         wanted: Wanted,
         began: float,
         held: int,
     ) -> None:
         """`began` is when what needs these jobs began, by `condemned.clock`; `held` the most bytes that are asked for
         and not yet written."""
+        self.small: Arrived = queue.SimpleQueue()
         self.called: Arrived = queue.SimpleQueue()
         self.uncalled: Arrived = queue.SimpleQueue()
-        """What arrived, by `Batch.called`."""
+        """What arrived: small frames, and the others by `Batch.called`."""
         self.bytes = 0
-        self._store, self._writers = store, writers
+        self.hurry = threading.Event()
+        """Not set while other jobs should leave the processors to those that are needed."""
+        self._store = store
         self._began = began
         self._pending = deque(jobs)
+        self._needed = sum(job.rank == NEEDED for job in self._pending)
+        if self._needed in (0, len(self._pending)):
+            self.hurry.set()
         self._urgent: deque[Job] = deque()
         self._wanted = wanted
         self._again: list[tuple[float, Batch]] = []
         """What broke off, and when it may be asked for again."""
         self._active: dict[asyncio.Task[memoryview], Batch] = {}
         self._held, self._most = 0, held
+        self._small = 0
+        """Of what is held, the small frames that have arrived."""
         self._lock = threading.Lock()
         self._pace = Pace(time.monotonic(), pinned=connections)
         self._stopped = False
@@ -166,18 +177,26 @@ class Line:
 
     # --- called by writers ---
 
-    def written(self, batch: Batch) -> None:
-        """One frame of a batch is no longer used; the last one frees the memory of all."""
+    def written(self, batch: Batch, job: Job) -> None:
+        """A frame is no longer used; the last one of a batch frees the memory of all but the small ones."""
         with self._lock:
-            batch.unwritten -= 1
-            if batch.unwritten:
-                return
-            self._held -= batch.size
+            self._needed -= job.rank == NEEDED
+            if not self._needed:
+                self.hurry.set()
+            if job.small:
+                self._small -= job.placed.length
+                self._held -= job.placed.length
+            else:
+                batch.unwritten -= 1
+                if batch.unwritten:
+                    return
+                self._held -= batch.size
         self._wake()
 
     def stop(self) -> None:
         """Ask for nothing more."""
         self._stopped = True
+        self.hurry.set()
         self._wake()
 
     def _wake(self) -> None:
@@ -193,9 +212,10 @@ class Line:
         try:
             asyncio.run(self._run())  # raises OSError where no descriptor is left for its loop
         finally:
-            for _ in range(self._writers):
-                self.called.put(None)
-                self.uncalled.put(None)
+            if self._wanted.stopped:  # what is needed may never come
+                self.hurry.set()
+            for arrived in (self.small, self.called, self.uncalled):
+                arrived.put(None)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -237,20 +257,35 @@ class Line:
                 return again[1]
             if not self._urgent:
                 return None
-        source = self._urgent
-        patient = self._wanted.patient
-        if not source and patient not in ("never", "once") and not (patient and self._active):
-            source = self._pending
-        # Of more requests at a time each asks for less.
-        share = min(BATCH, self._most // (self._pace.limit + 1))
+        source, passed = (self._urgent, 0) if self._urgent else (self._pending, self._passed())
         if not source:
             return None
-        # Somebody who waits does not wait for those to be written that nobody waits for.
-        if not self._fits(0 if source is self._urgent else max(share, source[0].placed.length)):
+        if source is self._pending and self._held_back(source[passed]):
             return None
-        batch = _take(source, share)
+        # Of more requests at a time each asks for less.
+        share = min(BATCH, self._most // (self._pace.limit + _WRITTEN))
+        # Somebody who waits does not wait for those to be written that nobody waits for.
+        if not self._fits(0 if source is self._urgent else max(share, source[passed].placed.length)):
+            return None
+        source.rotate(-passed)
+        batch = _take(source, share, small=not passed)
+        source.rotate(passed)
         batch.called = source is self._urgent or batch.jobs[0].rank < UNCALLED
         return batch
+
+    def _held_back(self, job: Job) -> bool:
+        """Whether patience has it wait until somebody wants it."""
+        patient = self._wanted.patient
+        return job.rank != NEEDED and (patient in ("never", "once") or bool(patient and self._active))
+
+    def _passed(self) -> int:
+        """How many small jobs are passed over for now, since those that have arrived wait for their writer."""
+        if not self._pending or self._small <= self._most // 4:
+            return 0
+        rank = self._pending[0].rank
+        return next(
+            (number for number, job in enumerate(self._pending) if not job.small and job.rank == rank), 0
+        )
 
     def _fits(self, size: int) -> bool:
         return not self._held or self._held + size <= self._most
@@ -298,18 +333,30 @@ class Line:
                     self._active.pop(twin, None)
                 batch.requests.clear()
                 self.bytes += batch.size
-                awaited = (self.called if batch.called else self.uncalled).empty()
+                awaited = any(self._queue(batch, job).empty() for job in batch.jobs)
                 self._pace.ended(batch.size, now - batch.asked, now, awaited=awaited)
                 self._hand_over(batch, task.result())
             elif not batch.requests:
                 self._failed(batch, error, now)
 
     def _hand_over(self, batch: Batch, content: memoryview) -> None:
-        batch.unwritten = len(batch.jobs)
-        arrived = self.called if batch.called else self.uncalled
+        small = [job for job in batch.jobs if job.small]
+        size = sum(job.placed.length for job in small)
+        batch.unwritten = len(batch.jobs) - len(small)
+        with self._lock:
+            self._small += size
+            self._held += size - (0 if batch.unwritten else batch.size)
         for job in batch.jobs:
             start = job.placed.offset - batch.start
-            arrived.put(Stored(batch, job, content[start : start + job.placed.length]))
+            part = content[start : start + job.placed.length]
+            if job.small:  # in memory of its own, since that of the others is free before
+                part = memoryview(bytes(part))
+            self._queue(batch, job).put(Stored(batch, job, part))
+
+    def _queue(self, batch: Batch, job: Job) -> Arrived:
+        if job.small:
+            return self.small
+        return self.called if batch.called else self.uncalled
 
     def _failed(self, batch: Batch, error: BaseException, now: float) -> None:
         """The last request for a batch broke: ask again a little later, each time later, all workers apart."""
@@ -355,8 +402,9 @@ def _heard(task: asyncio.Task[memoryview]) -> None:
         task.exception()
 
 
-def _take(jobs: deque[Job], most: int) -> Batch:
-    """The first of these jobs, and those after it that lie near it, up to `most` bytes in all; they are removed."""
+def _take(jobs: deque[Job], most: int, *, small: bool) -> Batch:
+    """The first of these jobs, and those after it that lie near it, up to `most` bytes in all and up to the first small
+    one unless they may be `small`; they are removed."""
     first = jobs.popleft()
     batch = Batch([first], first.placed.offset, first.placed.offset + first.placed.length)
     while jobs:
@@ -365,6 +413,8 @@ def _take(jobs: deque[Job], most: int) -> Batch:
         # In the order of ranks it may lie before.
         near = placed.offset >= batch.start and placed.offset - batch.end <= GAP
         if placed.pack != first.placed.pack or not near or end - batch.start > most:
+            break
+        if jobs[0].small and not small:
             break
         batch.jobs.append(jobs.popleft())
         batch.end = end

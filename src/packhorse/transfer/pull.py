@@ -183,8 +183,7 @@ class _Restore:
         publication = Publication(self.local, self.winners, shared, self.plan, self._keep)
         bringing = Bringing(self.root, self._fetch, self.progress, self.opening, self._may_hold)
         try:
-            held = bringing.early(self._parts(packages, shared))
-            with bringing.beside(held):
+            with bringing.under_way(self._parts(packages, shared)):
                 for tree in trees:
                     tree.finish()
                 if packages is not None:
