@@ -127,9 +127,7 @@ class Tree:
             os.makedirs(self._base, mode=0o700)
             for entry in self.entries:
                 if isinstance(entry, Directory):
-                    self._make_parents(entry.path)
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(self._at(entry.path), 0o700)
+                    self._make_directory(entry.path)
             self._start_journal()
         else:
             for entry in self.entries:
@@ -141,7 +139,6 @@ class Tree:
         for file in self._files:
             held = file.path in hold
             if not file.size or file.size >= frames.LARGE_FILE or held:
-                self._make_parents(file.path)
                 descriptor = self._open(file.path, 0, os.O_RDWR if held else os.O_WRONLY)
                 os.ftruncate(descriptor, file.size)
                 if held or not file.size:
@@ -377,6 +374,14 @@ class Tree:
 
     def _at(self, path: bytes) -> bytes:
         return self._base + b"/" + path
+
+    def _make_directory(self, path: bytes) -> None:
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.mkdir(self._at(path), 0o700)
+            except FileNotFoundError:
+                self._make_parents(path)
+                os.mkdir(self._at(path), 0o700)
 
     def _make_parents(self, path: bytes) -> None:
         parent = os.path.dirname(self._at(path))

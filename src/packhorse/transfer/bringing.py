@@ -53,6 +53,8 @@ class Bringing:
         self._opening, self._may_hold = opening, may_hold
         self._gate: Gate | None = opening.gate if opening is not None else None
         self._wanted = self._gate.wanted if self._gate is not None else Wanted()
+        self.hurry = threading.Event()
+        """Until it is set, what is held back leaves the processors to what a command needs before it may start."""
         self.arriving: Arriving | None = None
         """The record of shared files that will be there without their bytes, if there are such files."""
 
@@ -72,6 +74,8 @@ class Bringing:
                     jobs.append(Job(tree, number, frame, placed, min(ranks[path] for path in paths)))
                 else:
                     jobs.append(Job(tree, number, frame, placed, NEEDED, tree.creates(number)))
+        if all(job.rank == NEEDED for job in jobs):
+            self.hurry.set()
         self._progress.stage("restoring", sum(job.frame.length for job in jobs))
         needed = _Needed()
         with ThreadPoolExecutor(1, thread_name_prefix="bringing") as pool:
@@ -81,6 +85,7 @@ class Bringing:
                 prepare=lambda: needed.expect(self._prepare(parts, ranks, jobs)),
                 written=needed.written,
                 wanted=self._wanted,
+                hurry=self.hurry,
             )
             bringing.add_done_callback(lambda ended: needed.there.set())
             try:
@@ -91,6 +96,8 @@ class Bringing:
             except BaseException:
                 self._wanted.stop()
                 raise
+            finally:
+                self.hurry.set()
             bringing.result()
 
     def close(self) -> None:

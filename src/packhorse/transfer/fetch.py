@@ -39,6 +39,7 @@ def fetch(
     connections: int | None = None,
     threads: int | None = None,
     wanted: Wanted | None = None,
+    hurry: threading.Event | None = None,
     prepare: Callable[[], None] = lambda: None,
     written: Callable[[Job], None] = lambda job: None,
     began: float | None = None,
@@ -49,7 +50,8 @@ def fetch(
     each job that is, from several threads.
     `connections` and `threads` pin the number of requests at a time and of threads that write; without them both
     follow from the line and the processors. As many threads again write behind the work of other processes, where there
-    is something to be written so. `began` is when the pull began, by `condemned.clock`; else it begins now. Raises
+    is something to be written so. Until `hurry` is set one thread alone writes all but small frames; whoever stops `wanted`
+    has to set it. `began` is when the pull began, by `condemned.clock`; else it begins now. Raises
     IntegrityError for what is not what its digest says, and StorageError.
     """
     began = condemned.clock() if began is None else began
@@ -76,7 +78,7 @@ def fetch(
     line = Line(store, waiting, connections, wanted, began, held)
     write = [partial(_write_what_comes, store, line, line.small, finished)] * min(writers, _SMALL_WRITERS)
     write += [partial(_write_what_comes, store, line, line.called, finished)]
-    write += [partial(_write_in_a_hurry, store, line, finished)] * (writers - 1)
+    write += [partial(_write_in_a_hurry, store, line, finished, hurry)] * (writers - 1)
     if waiting[-1].rank >= UNCALLED:
         write += [partial(_write_stepped_back, store, line, finished)] * writers
     with ThreadPoolExecutor(len(write) + 1, thread_name_prefix="fetch") as pool:
@@ -89,6 +91,8 @@ def fetch(
                 future.result()
         finally:
             line.stop()
+            if hurry is not None:
+                hurry.set()
         for future in (asking, *writing):
             future.result()
     give_back()
@@ -105,8 +109,11 @@ def _write_what_comes(store: Store, line: Line, arrived: Arrived, finished: Call
     arrived.put(None)  # for the others
 
 
-def _write_in_a_hurry(store: Store, line: Line, finished: Callable[[Job], None]) -> None:
-    line.hurry.wait()
+def _write_in_a_hurry(
+    store: Store, line: Line, finished: Callable[[Job], None], hurry: threading.Event | None
+) -> None:
+    if hurry is not None:
+        hurry.wait()
     _write_what_comes(store, line, line.called, finished)
 
 

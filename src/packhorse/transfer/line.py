@@ -153,14 +153,9 @@ class Line:
         self.uncalled: Arrived = queue.SimpleQueue()
         """What arrived: small frames, and the others by `Batch.called`."""
         self.bytes = 0
-        self.hurry = threading.Event()
-        """Not set while other jobs should leave the processors to those that are needed."""
         self._store = store
         self._began = began
         self._pending = deque(jobs)
-        self._needed = sum(job.rank == NEEDED for job in self._pending)
-        if self._needed in (0, len(self._pending)):
-            self.hurry.set()
         self._urgent: deque[Job] = deque()
         self._wanted = wanted
         self._again: list[tuple[float, Batch]] = []
@@ -180,9 +175,6 @@ class Line:
     def written(self, batch: Batch, job: Job) -> None:
         """A frame is no longer used; the last one of a batch frees the memory of all but the small ones."""
         with self._lock:
-            self._needed -= job.rank == NEEDED
-            if not self._needed:
-                self.hurry.set()
             if job.small:
                 self._small -= job.placed.length
                 self._held -= job.placed.length
@@ -196,7 +188,6 @@ class Line:
     def stop(self) -> None:
         """Ask for nothing more."""
         self._stopped = True
-        self.hurry.set()
         self._wake()
 
     def _wake(self) -> None:
@@ -212,8 +203,6 @@ class Line:
         try:
             asyncio.run(self._run())  # raises OSError where no descriptor is left for its loop
         finally:
-            if self._wanted.stopped:  # what is needed may never come
-                self.hurry.set()
             for arrived in (self.small, self.called, self.uncalled):
                 arrived.put(None)
 

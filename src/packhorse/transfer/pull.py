@@ -193,6 +193,7 @@ class _Restore:
                 publication.publish()
                 self._fill_needed()
                 self._start()
+                bringing.hurry.set()
                 if packages is not None:
                     self.root.remove_retired()
         except BaseException as error:
@@ -260,7 +261,7 @@ class _Restore:
         here = {item.path: item for item in found if item.kind == "file"}
         base = os.fsencode(self.root.packages) + b"/"
         kept = {}
-        for entry in manifest.entries:
+        for entry in manifest.entries if here else ():
             item = here.get(entry.path)
             if (
                 isinstance(entry, File)
