@@ -96,7 +96,7 @@ def keep_freed() -> None:
 
 
 def few_arenas() -> None:
-    """Have all threads share a few of the allocator's arenas, one for two processors, so that what one frees another takes.
+    """Have all threads share a few of the allocator's arenas, one for four processors, so that what one frees another takes.
 
     To be called before there are many threads: an arena that was made stays. By itself glibc makes eight for each
     processor, one for each new thread. No effect where there is no mallopt(3), as with musl.
@@ -104,7 +104,7 @@ def few_arenas() -> None:
     import ctypes
 
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, max(_LEAST_ARENAS, processors.usable() // 2))
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, max(_LEAST_ARENAS, processors.usable() // 4))
 
 
 @contextlib.contextmanager
