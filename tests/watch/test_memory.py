@@ -13,13 +13,17 @@ from packhorse.watch import memory, processors
 from packhorse.watch.memory import Memory, allowance, uncollected
 
 MIB = 1 << 20
-PROGRAM = """
-from packhorse.watch.memory import give_back, keep_freed
-
+glibc = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no malloc_trim(3)"
+)
+RESIDENT = """
 def resident():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:"))
-
+"""
+PROGRAM = f"""
+from packhorse.watch.memory import give_back, keep_freed
+{RESIDENT}
 keep_freed()
 before = resident()
 buffers = [bytearray(b"x" * (1 << 20)) for _ in range(64)]
@@ -31,9 +35,7 @@ print(full - before, kept - before, resident() - before)
 """
 
 
-@pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no malloc_trim(3)"
-)
+@glibc
 def test_what_was_kept_for_the_next_buffers_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     full, kept, after = map(int, done.stdout.split())
@@ -41,15 +43,11 @@ def test_what_was_kept_for_the_next_buffers_is_given_back() -> None:
     assert after < full - 30 * MIB
 
 
-THREADS = """
+THREADS = f"""
 import sys
 import threading
 from packhorse.watch.memory import few_arenas, keep_freed
-
-def resident():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon:"))
-
+{RESIDENT}
 if sys.argv[1:]:
     few_arenas()
 keep_freed()
@@ -67,9 +65,7 @@ ending.set()
 """
 
 
-@pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no malloc_trim(3)"
-)
+@glibc
 def test_what_one_thread_frees_another_one_takes() -> None:
     def kept(*words: str) -> int:
         program = [sys.executable, "-c", THREADS, *words]

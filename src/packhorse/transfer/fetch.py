@@ -47,12 +47,11 @@ def fetch(
     """Bring every job's frame where it goes; returns the bytes requested.
 
     `prepare` is called once before anything is written, as a rule while the first bytes are on their way; `written` after
-    each job that is, from several threads.
-    `connections` and `threads` pin the number of requests at a time and of threads that write; without them both
-    follow from the line and the processors. As many threads again write behind the work of other processes, where there
-    is something to be written so. Until `hurry` is set one thread alone writes all but small frames; whoever stops `wanted`
-    has to set it. `began` is when the pull began, by `condemned.clock`; else it begins now. Raises
-    IntegrityError for what is not what its digest says, and StorageError.
+    each job that is, from several threads. `connections` and `threads` pin the number of requests at a time and of threads
+    that write; without them both follow from the line and the processors. One or two more create small files, and as many
+    again write behind the work of other processes, where there is something to be written so. Until `hurry`, if given, is set
+    one thread alone writes all but small frames; whoever stops `wanted` has to set it. `began` is when the pull began, by
+    `condemned.clock`; else it begins now. Raises IntegrityError for what is not what its digest says, and StorageError.
     """
     began = condemned.clock() if began is None else began
     waiting = sorted(jobs, key=lambda job: (job.rank, *_place(job)))
@@ -61,6 +60,9 @@ def fetch(
         return 0
     keep_freed()
     wanted = wanted or Wanted()
+    if hurry is None:
+        hurry = threading.Event()
+        hurry.set()
 
     def finished(job: Job) -> None:
         progress.advance(job.frame.length)
@@ -91,8 +93,7 @@ def fetch(
                 future.result()
         finally:
             line.stop()
-            if hurry is not None:
-                hurry.set()
+            hurry.set()
         for future in (asking, *writing):
             future.result()
     give_back()
@@ -110,10 +111,9 @@ def _write_what_comes(store: Store, line: Line, arrived: Arrived, finished: Call
 
 
 def _write_in_a_hurry(
-    store: Store, line: Line, finished: Callable[[Job], None], hurry: threading.Event | None
+    store: Store, line: Line, finished: Callable[[Job], None], hurry: threading.Event
 ) -> None:
-    if hurry is not None:
-        hurry.wait()
+    hurry.wait()
     _write_what_comes(store, line, line.called, finished)
 
 
