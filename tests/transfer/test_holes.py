@@ -6,7 +6,9 @@ import os
 import random
 import shutil
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,6 +22,9 @@ from packhorse.config import Storage
 from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.snapshot.gpu import choice, needed
 from packhorse.snapshot.index import flush
+from packhorse.snapshot.order import ranks
+from packhorse.store.objects import Store
+from packhorse.transfer.opening import Opening
 
 MIB = 1 << 20
 NOISE = random.Random(29)
@@ -293,6 +298,31 @@ def test_a_ready_root_is_sparse_while_the_rest_comes(first: Worker, new_worker: 
 
     opened(worker, None, start, gpus=(90,), progress=Watch())
     assert [state.state for state in seen] == ["sparse"]
+    _complete(worker, first)
+
+
+def test_a_root_is_recorded_while_the_code_for_other_gpus_is_asked_for(
+    first: Worker, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = new_worker("second")
+    assert worker.root
+    started, asked = threading.Event(), threading.Event()
+    get_range = Store.get_range_async
+
+    async def heard(*words: Any) -> memoryview:
+        if started.is_set():
+            asked.set()
+        return await get_range(*words)
+
+    states = []
+
+    def arrived() -> None:
+        states.append(worker.root.state().state)
+        assert asked.wait(20.0)
+
+    monkeypatch.setattr(Store, "get_range_async", heard)
+    worker.pull(gpus=(90,), opening=Opening(lambda result: started.set(), ranks, arrived=arrived))
+    assert states == ["sparse", "complete"]
     _complete(worker, first)
 
 

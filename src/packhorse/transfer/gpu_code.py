@@ -67,12 +67,18 @@ class GpuCode:
         """Fill in what another GPU did not need and these do."""
         self._fill(self._needed, self._kept, 0)  # what is new has, or gets, it from its own tree
 
-    def fill_late(self, rank: int) -> None:
-        """Fill in the rest; where a file that changed here still lacks some, it stays late."""
-        if self._fill(self.late, None, rank):
+    def fill_late(self, rank: int, prepare: Callable[[], None]) -> None:
+        """Fill in the rest; where a file that changed here still lacks some, it stays late. `prepare` is that of `fetch`."""
+        if self._fill(self.late, None, rank, prepare):
             self.late = set()
 
-    def _fill(self, numbers: Collection[int], paths: Collection[bytes] | None, rank: int) -> bool:
+    def _fill(
+        self,
+        numbers: Collection[int],
+        paths: Collection[bytes] | None,
+        rank: int,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Fill in frames, in the files `paths` only if they are given. False where a file that changed here still lacks
         some."""
         if not numbers:
@@ -80,11 +86,16 @@ class GpuCode:
         frames, placed = self.manifest.frames, self._placed()
         base = os.fsencode(self._local.root.packages)
         patch = Patch(base, self.manifest, numbers, paths)
-        self._progress.stage(
-            "restoring code for other GPUs", sum(frames[number].length for number in numbers)
-        )
+
+        def begin() -> None:
+            prepare()
+            self._progress.stage(
+                "restoring code for other GPUs", sum(frames[number].length for number in numbers)
+            )
+
         self._fetch(
-            [Job(patch, number, frames[number], placed[frames[number].digest], rank) for number in numbers]
+            [Job(patch, number, frames[number], placed[frames[number].digest], rank) for number in numbers],
+            prepare=begin,
         )
         for path, signature in patch.signatures.items():
             if path not in patch.skipped:

@@ -150,6 +150,9 @@ class _Restore:
         """Of the packages."""
         self._placement: Future[bytes] | None = None
         """Theirs, where it was asked for ahead."""
+        self._brought: tuple[Tree | None, Publication] | None = None
+        """What is there and not yet in the index."""
+        self._settled = False
 
     def run(self) -> PullResult:
         with uncollected():
@@ -160,15 +163,16 @@ class _Restore:
             self._start()
         else:
             self._restore(packages, shared)
-        self._record()
-        if self.result.pulled:
-            self._told()
-        # With the index some 80 MB for 50,000 files, and the buffers for frames come on top.
         del packages, shared
         if self.code is not None and self.code.late and not self.only:
-            self._fill_late(self.code)
+            try:
+                self._fill_late(self.code)
+            finally:
+                self._settle()
             self._record()
             self._told()
+        else:
+            self._settle()
         return self.result
 
     def _restore(self, packages: Tree | None, shared: Mapping[str, Tree]) -> None:
@@ -206,10 +210,24 @@ class _Restore:
             raise
         finally:
             bringing.close()
-        if packages is not None:
-            self._remember_packages(packages)
-        publication.remember()
-        arriving.remove(self.root)
+        self._brought = packages, publication
+
+    def _settle(self) -> None:
+        """Record what was brought, once, and free the memory of it: some 80 MB for 50,000 files."""
+        if self._settled:
+            return
+        self._settled = True
+        if self._brought is not None:
+            packages, publication = self._brought
+            self._brought = None
+            if packages is not None:
+                self._remember_packages(packages)
+            publication.remember()
+            arriving.remove(self.root)
+        self._record()
+        if self.result.pulled:
+            self._told()
+        del self.local.index
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""
@@ -372,11 +390,10 @@ class _Restore:
         self.state = msgspec.structs.replace(self.state, gpus=self.gpus if self._late else ())
 
     def _fill_late(self, code: GpuCode) -> None:
-        """When all else is there, and recorded."""
-        del self.local.index  # as the plans, while there is more to bring
+        """When all else is there. It is recorded while the first bytes of the rest are on their way."""
         # What is left of the disk belongs to the command.
         self.root.require_space(code.late_bytes + MARGIN, "code for other GPUs")
-        code.fill_late(UNCALLED if self.opening is not None else 0)
+        code.fill_late(UNCALLED if self.opening is not None else 0, self._settle)
         self._count_cold(code)
         if not code.late:
             self.state = msgspec.structs.replace(self.state, gpus=())
