@@ -6,6 +6,7 @@ would choose; docs/guides/benchmarks.md says why.
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import os
 import re
@@ -103,6 +104,14 @@ class Restorer:
 def packhorse(*words: str) -> list[str]:
     """A call of packhorse without its progress."""
     return [str(BIN / "packhorse"), *words, "--quiet", "--json"]
+
+
+def compile_packhorse() -> None:
+    """Give packhorse the bytecode that an installed package has, also where PYTHONDONTWRITEBYTECODE is set."""
+    found = importlib.util.find_spec("packhorse")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    compileall.compile_dir(found.submodule_search_locations[0], quiet=1)
 
 
 def _s5cmd() -> str:

@@ -122,6 +122,7 @@ def main() -> None:
     add_json(parser)
     arguments = parser.parse_args()
     job = SMALL if arguments.small else REAL
+    contenders.compile_packhorse()
     with tempfile.TemporaryDirectory(prefix="packhorse-e2e-", dir=arguments.directory) as name:
         directory = Path(name)
         os.environ["TMPDIR"] = tempfile.tempdir = name  # the server keeps its data here too

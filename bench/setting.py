@@ -15,6 +15,7 @@ from tests.servers import S3Server
 
 import disks
 import networks
+from contenders import compile_packhorse
 from environments import Environment, Prepared
 from networks import Network
 from results import ran_on
@@ -58,6 +59,7 @@ def setting(arguments: argparse.Namespace, environment: Environment) -> Iterator
             f"A shaped line needs {', '.join(lacks)} (Debian: apt-get install iproute2 util-linux; as root)."
         )
     disks.enter()
+    compile_packhorse()
     with contextlib.ExitStack() as stack:
         if arguments.directory:
             work = arguments.directory.resolve()
