@@ -44,6 +44,35 @@ def test_a_connection_that_stalls_holds_no_listing_up(seaweedfs: S3Server) -> No
         assert faulty.broken == 1
 
 
+@pytest.mark.timeout(25)
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_a_connection_that_stalls_keeps_no_document_from_the_store(seaweedfs: S3Server, size: int) -> None:
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}/somewhere", endpoint=seaweedfs.endpoint)
+    server = seaweedfs.endpoint.removeprefix("http://")
+
+    with relay(server, lambda number: Fault("stall", 0) if number == 0 else None) as faulty:
+        store = Store(Storage(url=storage.url, endpoint=f"http://{faulty.host}"), seaweedfs.environ())
+        store.put("tags/a", bytes(size))
+        assert faulty.broken == 1
+    assert Store(storage, seaweedfs.environ()).get("tags/a") == bytes(size)
+
+
+@pytest.mark.timeout(25)
+def test_a_connection_that_stalls_keeps_nobody_from_the_first_byte_or_the_time(seaweedfs: S3Server) -> None:
+    url = f"s3://{seaweedfs.new_bucket()}/somewhere"
+    Store(Storage(url=url, endpoint=seaweedfs.endpoint), seaweedfs.environ()).put("packs/a", b"content")
+    server = seaweedfs.endpoint.removeprefix("http://")
+
+    with relay(server, lambda number: Fault("stall", 0) if number in (0, 2) else None) as faulty:
+        for work in (
+            lambda store: store.keeps_ranges("packs/a"),
+            lambda store: store.modified("packs/a") > 0,
+        ):
+            store = Store(Storage(url=url, endpoint=f"http://{faulty.host}"), seaweedfs.environ())
+            assert work(store)
+        assert faulty.broken == 2
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.2)

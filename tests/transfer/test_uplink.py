@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
+from tests.install.faults import Fault, relay
 from tests.servers import S3Server
 from tests.transfer.uplink import Uplink
 
 from packhorse.config import Storage
 from packhorse.errors import StorageError
 from packhorse.snapshot.frames import Bytes
-from packhorse.store import credentials, uploader
+from packhorse.store import credentials, sending, uploader
 from packhorse.store.objects import Store, UnreachableError
 from packhorse.store.uploader import Uploader
 
@@ -110,6 +111,33 @@ def test_packs_at_a_time_follow_the_line_and_the_memory_or_are_pinned(
     assert store.at_once[-1] == last
     assert sink.bytes == 12 * MIB
     assert len(Store(Storage(url=url, endpoint=seaweedfs.endpoint), seaweedfs.environ()).list("packs/")) == 12
+
+
+@pytest.mark.timeout(60)  # the client itself waits 300 seconds
+def test_a_pack_on_a_stuck_connection_is_sent_once_more(
+    seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "_LEAST", 1.0)
+    storage = Storage(url=f"s3://{seaweedfs.new_bucket()}/prefix", endpoint=seaweedfs.endpoint)
+    server = seaweedfs.endpoint.removeprefix("http://")
+    with relay(server, lambda number: Fault("stall", 0) if number == 0 else None) as faulty:
+        through = Storage(url=storage.url, endpoint=f"http://{faulty.host}")
+        sink = Uploader(Store(through, seaweedfs.environ()))
+        for number in range(6):
+            sink(f"{number}", [os.urandom(MIB), os.urandom(MIB)])
+        sink.finish()
+        assert faulty.broken == 1
+    assert [item.size for item in Store(storage, seaweedfs.environ()).list("packs/")] == [2 * MIB] * 6
+
+
+def test_over_a_slow_line_no_pack_is_sent_twice(seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "_LEAST", 0.0)
+    with Uplink(seaweedfs.endpoint, rate=2 * MIB) as uplink:
+        sink = Uploader(_store(seaweedfs, uplink))
+        for number in range(8):
+            sink(f"{number}", [os.urandom(MIB)])
+        sink.finish()
+        assert 8 * MIB < uplink.sent < 9 * MIB
 
 
 def test_a_pack_that_cannot_be_sent_ends_the_others(seaweedfs: S3Server) -> None:

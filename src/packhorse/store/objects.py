@@ -22,7 +22,8 @@ from packhorse.config import Storage
 from packhorse.errors import MEND, IntegrityError, NoSpaceError, PackhorseError, StorageError
 from packhorse.snapshot.frames import LARGEST_DOCUMENT, Bytes
 from packhorse.store import credentials
-from packhorse.store.soonest import soonest
+from packhorse.store.sending import Sending
+from packhorse.store.soonest import PATIENCE, soonest
 from packhorse.watch.memory import few_arenas
 
 AT_A_TIME = 8
@@ -31,6 +32,8 @@ _CHUNK = 4 << 20
 _HEARD = 64 << 10
 _LARGE = 1 << 20
 """Objects of this size and more may take long to be sent."""
+_SLOW = 32 << 10
+"""Bytes a second: what is shorter is given so much more time before it counts as stuck."""
 _RETRIES: Any = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=180),
@@ -74,9 +77,11 @@ class Store:
         few_arenas()  # before the client starts its threads
         self.url = storage.url
         self._ranged: bool | None = None
+        self._on_disk = urlsplit(storage.url).scheme == "file"
+        self._large = Sending()
         options = credentials.options(storage, environ)
         try:
-            if urlsplit(storage.url).scheme == "file":
+            if self._on_disk:
                 self._objects: Any = from_url(storage.url, mkdir=True)
                 self._sending: Any = self._objects
                 self._new_once: Callable[[], Any] = lambda: self._objects
@@ -103,10 +108,24 @@ class Store:
         return self._new_once()
 
     def put(self, key: str, content: bytes | Sequence[Bytes]) -> None:
-        """Create the object `key`; several buffers are put one after the other. Raises StorageError."""
+        """Create the object `key`; several buffers are put one after the other. Raises StorageError.
+
+        What is stuck is put once more beside, and may still arrive later: a key stands for one content.
+        """
         size = len(content) if isinstance(content, bytes) else sum(map(len, content))
+
+        async def ask(again: bool, heard: Callable[[], None]) -> None:
+            client = self._sending if size >= _LARGE else self._once if again else self._objects
+            await obstore.put_async(client, key, content, use_multipart=False)
+
         with _told(self.url, key):
-            obstore.put(self._sending if size >= _LARGE else self._objects, key, content, use_multipart=False)
+            if self._on_disk:
+                obstore.put(self._objects, key, content, use_multipart=False)
+            elif size >= _LARGE:
+                with self._large.one(size) as stuck:
+                    soonest(ask, stuck)
+            else:
+                soonest(ask, lambda silent: silent >= PATIENCE + size / _SLOW)
 
     def get(self, key: str, most: int = LARGEST_DOCUMENT) -> bytes:
         """The content of a document. Raises NotFoundError, StorageError, IntegrityError where it has more than `most` bytes."""
@@ -159,10 +178,14 @@ class Store:
 
     def keeps_ranges(self, key: str) -> bool:
         """Whether the store sends only what is asked for, found out once, with the first byte of an object."""
+
+        async def ask(again: bool, heard: Callable[[], None]) -> None:
+            await obstore.get_range_async(self._once if again else self._objects, key, start=0, end=1)
+
         if self._ranged is None:
             with _told(self.url, key):
                 try:
-                    obstore.get_range(self._objects, key, start=0, end=1)
+                    soonest(ask)
                     self._ranged = True
                 except exceptions.GenericError as error:
                     if "NotPartial" not in repr(error):
@@ -218,8 +241,13 @@ class Store:
 
     def modified(self, key: str) -> int:
         """The store's time of an object, in milliseconds since the epoch."""
+
+        async def ask(again: bool, heard: Callable[[], None]) -> int:
+            found = await obstore.head_async(self._once if again else self._objects, key)
+            return int(found["last_modified"].timestamp() * 1000)
+
         with _told(self.url, key):
-            return int(obstore.head(self._objects, key)["last_modified"].timestamp() * 1000)
+            return soonest(ask)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; what is not there is no error."""

@@ -27,22 +27,27 @@ Ask: TypeAlias = Callable[[bool, Callable[[], None]], Awaitable[_Answer]]
 tried often, since a store that asks for patience is silent, too."""
 
 
-def soonest(ask: Ask[_Answer]) -> _Answer:
+def silent_for_long(seconds: float) -> bool:
+    """Whether so many seconds without a byte are more than a short answer may take."""
+    return seconds >= PATIENCE
+
+
+def soonest(ask: Ask[_Answer], overdue: Callable[[float], bool] = silent_for_long) -> _Answer:
     """The first answer to one of these requests, or what the first request raises.
 
-    Callable from any thread, also one that runs an event loop.
+    `overdue` tells by the seconds without a byte whether to make another request beside those that are silent. Callable from any thread, also one that runs an event loop.
     """
     import asyncio
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_first(ask))
+        return asyncio.run(_first(ask, overdue))
     with ThreadPoolExecutor(1, thread_name_prefix="soonest") as own:
-        return own.submit(lambda: asyncio.run(_first(ask))).result()
+        return own.submit(lambda: asyncio.run(_first(ask, overdue))).result()
 
 
-async def _first(ask: Ask[_Answer]) -> _Answer:
+async def _first(ask: Ask[_Answer], overdue: Callable[[float], bool]) -> _Answer:
     import asyncio
 
     heard = time.monotonic()
@@ -57,7 +62,7 @@ async def _first(ask: Ask[_Answer]) -> _Answer:
     tasks: list[asyncio.Task[_Answer]] = []
     try:
         while True:
-            if not tasks or (time.monotonic() - heard >= PATIENCE and len(tasks) < _MOST):
+            if not tasks or (len(tasks) < _MOST and overdue(time.monotonic() - heard)):
                 tasks.append(asyncio.ensure_future(request()))
                 hear()
             pending = [task for task in tasks if not task.done()]
