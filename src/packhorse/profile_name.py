@@ -30,6 +30,7 @@ def name_of(command: Sequence[str]) -> str:
 
 def shown(command: Sequence[str]) -> str:
     """The program and, where that is Python, its script or module: `python handler.py`."""
+    command = [word.encode(errors="backslashreplace").decode() for word in command]  # arguments are bytes
     program = os.path.basename(command[0])
     if not _PYTHON.fullmatch(program):
         return program

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
 import threading
 import time
+from typing import Any
 
 
 def _forget_packages() -> None:
@@ -56,6 +58,12 @@ _INTERRUPTED = "packhorse: interrupted."
 class _Commands(click.Group):
     """Finds a command's module by its name."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would make 1 of it
+            return 141
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -98,6 +106,11 @@ def packhorse() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors.py` gives each failure."""
     _keep_standard_descriptors()
+    for stream in (sys.stdout, sys.stderr):
+        if (
+            isinstance(stream, io.TextIOWrapper) and stream.errors == "strict"
+        ):  # paths are bytes, and → is not in Latin-1
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in words if not word.startswith("-")), "")
     if command in _STORING:
@@ -121,9 +134,14 @@ def _end_when_interrupted() -> None:
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)  # written to at once, by the C handler
 
+    if os.getpid() == 1:  # the kernel drops what process 1 does not handle
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+
     def end() -> None:
-        while os.read(told, 1)[0] != signal.SIGINT:
+        while (number := os.read(told, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
+        if number == signal.SIGTERM:
+            os._exit(128 + number)
         time.sleep(_AFTER_INTERRUPT)
         os.write(2, f"{_INTERRUPTED}\n".encode())
         os._exit(130)
@@ -152,7 +170,9 @@ def _outcome(words: list[str], supervisor: bool) -> int:
         return 2
     except click.ClickException as error:
         code = EXIT_SUPERVISOR if supervisor else ConfigError.exit_code
-        if not supervisor:  # their stdout is the child's alone
+        if supervisor:  # their stdout is the child's alone
+            console.keep_stdout()
+        else:
             console.want_json_if_asked(words)
         context = getattr(error, "ctx", None)
         helps = context.command_path if context is not None else "packhorse"
@@ -171,8 +191,6 @@ def _outcome(words: list[str], supervisor: bool) -> int:
     except PackhorseError as error:
         console.show_error(error, EXIT_SUPERVISOR if supervisor else error.exit_code)
         return EXIT_SUPERVISOR if supervisor else error.exit_code
-    except BrokenPipeError:
-        return 141
     except Exception as error:  # a bug, or an operating system error nobody expected
         known = console.operating_system_error(error)
         console.show_error(known, EXIT_SUPERVISOR if supervisor else known.exit_code)

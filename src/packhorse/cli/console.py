@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -64,8 +64,17 @@ def shared_options(function: F) -> F:
 
 def without_places(command: click.Command) -> click.Command:
     """Keep the flags that name a configuration, a root or a store out of the help of a command that refuses them."""
+    return _without(command, _PLACES)
+
+
+def without_json(command: click.Command) -> click.Command:
+    """Keep --json out of the help of a command whose stdout is the child's alone."""
+    return _without(command, ("--json",))
+
+
+def _without(command: click.Command, names: Collection[str]) -> click.Command:
     for option in command.params:
-        if isinstance(option, click.Option) and option.opts[0] in _PLACES:
+        if isinstance(option, click.Option) and option.opts[0] in names:
             option.hidden = True
     return command
 
@@ -98,9 +107,11 @@ def unfailing(say: Callable[P, None]) -> Callable[P, None]:
     def said(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             say(*args, **kwargs)
-        except OSError:
+        except BaseException as error:
             # What is in the buffer would fail again when the interpreter ends. The descriptor stays: a child has it too.
             sys.stderr = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115
+            if not isinstance(error, OSError):  # a signal ended the wait for whoever reads stderr
+                raise
 
     return said
 
@@ -121,9 +132,7 @@ def warn(text: str) -> None:
 def result(facts: object, text: str) -> None:
     """The outcome of a command: `facts` (anything msgspec can encode) with --json, else `text`."""
     if _settings["json"]:
-        import msgspec
-
-        click.echo(msgspec.json.encode(facts).decode())
+        click.echo(_json(facts))
     elif text:
         click.echo(text)
 
@@ -132,11 +141,20 @@ def show_error(error: PackhorseError, exit_code: int) -> None:
     """Print a failure: two sentences on stderr; with --json also an object on stdout."""
     _print_error(error)
     if _settings["json"]:
-        import msgspec
-
         facts = {"error": error.what, "remedy": error.remedy, "exit_code": exit_code}
         with contextlib.suppress(OSError):  # it may be stdout that failed
-            click.echo(msgspec.json.encode(facts).decode())
+            click.echo(_json(facts))
+
+
+def _json(facts: object) -> str:
+    import msgspec
+
+    try:
+        return msgspec.json.encode(facts).decode()
+    except UnicodeEncodeError:  # a path that is not UTF-8; this writes its bytes as \\udcXX
+        import json
+
+        return json.dumps(msgspec.to_builtins(facts), separators=(",", ":"))
 
 
 @unfailing

@@ -7,6 +7,7 @@ import click
 from packhorse.cli import console, supervised
 
 
+@console.without_json
 @click.command("exec", context_settings=supervised.SETTINGS)
 @console.shared_options
 @supervised.command_argument

@@ -9,6 +9,7 @@ import click
 from packhorse.cli import console, supervised
 
 
+@console.without_json
 @click.command("profile", context_settings=supervised.SETTINGS)
 @click.option(
     "--name",

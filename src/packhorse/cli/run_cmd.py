@@ -9,6 +9,7 @@ import click
 from packhorse.cli import console, supervised
 
 
+@console.without_json
 @click.command("run", context_settings=supervised.SETTINGS)
 @click.option("--snapshot", default="", metavar="ID", help="Take this snapshot, not the newest of the tag.")
 @click.option(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import msgspec
 
-from packhorse.errors import PackhorseError
+from packhorse.errors import PackhorseError, is_full
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import PERSISTENT, SHARED, Root, State
@@ -282,7 +283,8 @@ class _Push:
                 moment = max(moment, tags.put_placement(self.store, placement))
             for part in parts:
                 self._put_manifest(part)
-                self.local.keep(part.encoded)
+                with self._unless_full() if part.part == "shared" else nullcontext():
+                    self.local.keep(part.encoded)
             stamp = tags.stamp_after(moment, min((entry.stamp for entry in self.mine), default=""))
             entries = [
                 tags.new_entry(
@@ -317,20 +319,31 @@ class _Push:
             self.store.put(entry.key, msgspec.json.encode(facts))
         if parts:
             self._name_what_others_added(together, state.fingerprint)
-        self.local.index.save()
-        with self.root.recording():
-            # A pull may have ended since this push began: what it recorded stays.
-            present = self.root.state()
-            state = _state_after(present, [*parts, *self.known])
-            if present == self.state:
-                state = msgspec.structs.replace(state, snapshot=snapshot.id)
-            if self.synced is not None and self.synced == self.local.synced():
-                shared = [(entry.stamp, entry.digest) for entry in shared_of(together)]
-                held = tuple(each for each in shared if each[1] in state.shared)
-                self.local.record_synced(Synced(self.source, held))
-            self.root.record(state)
+        with self._unless_full():
+            self.local.index.save()
+            with self.root.recording():
+                # A pull may have ended since this push began: what it recorded stays.
+                present = self.root.state()
+                state = _state_after(present, [*parts, *self.known])
+                if present == self.state:
+                    state = msgspec.structs.replace(state, snapshot=snapshot.id)
+                if self.synced is not None and self.synced == self.local.synced():
+                    shared = [(entry.stamp, entry.digest) for entry in shared_of(together)]
+                    held = tuple(each for each in shared if each[1] in state.shared)
+                    self.local.record_synced(Synced(self.source, held))
+                self.root.record(state)
         self.result.snapshot = snapshot.id if together else ""
         self.result.pushed = [part.part for part in parts if not part.absorbed]
+
+    @contextmanager
+    def _unless_full(self) -> Iterator[None]:
+        """Go on where the root's disk is full: what is noted here of the push spares work, and the store has it."""
+        try:
+            yield
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.warn(f"{self.root.path} is full, so the next push reads again what this one saved")
 
     def _name_what_others_added(self, together: Sequence[TagEntry], fingerprint: str) -> None:
         """Give what the tag holds now a snapshot to be named by, if others pushed meanwhile: the last one to look

@@ -37,7 +37,7 @@ def usage(path: Path) -> Usage:
             for entry in entries:
                 try:
                     status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
+                except (FileNotFoundError, PermissionError):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)

@@ -7,11 +7,15 @@ and `early`, when the rest has been restored.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import signal
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from types import FrameType
+from typing import NamedTuple, NoReturn
 
 import msgspec
 
@@ -284,7 +288,10 @@ class Boot:
 
         tag = self.config.storage.tag
         try:
-            with Lease(self.setup.store, f"{tag}-{self.setup.fingerprint[:16]}") as lease:
+            with (
+                Lease(self.setup.store, f"{tag}-{self.setup.fingerprint[:16]}") as lease,
+                _ended_by_exception(),
+            ):
                 waited = False
                 while not lease.held():
                     if not waited:
@@ -323,3 +330,18 @@ class Boot:
         except StorageError as error:
             facts.warning = f"The environment was installed but not saved: {error}"
         return facts
+
+
+@contextlib.contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that others need not wait until a lease counts no more, and pip is stopped."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:  # an early start has set its own
+            signal.signal(signal.SIGTERM, before)

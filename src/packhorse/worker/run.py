@@ -199,6 +199,8 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate
             supervisor.at(
                 time.monotonic() + call.config.run.stop_timeout, lambda: process.send(signal.SIGKILL)
             )
+        elif number == signal.SIGTSTP:  # Ctrl-Z; this job stops with it
+            process.send(number)
 
     result = _boot_result(opened)
     wanted = ["--snapshot", snapshot] if snapshot else []
@@ -225,6 +227,13 @@ def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate
     status.facts["boot"] = read_facts(result) or status.facts["boot"]
     if supervisor.stopped_by:
         return 128 + supervisor.stopped_by
+    if code > 128:  # it could not say so itself
+        from packhorse.install.process import signal_name
+
+        raise PackhorseError(
+            f"The process that restores was {signal_name(code - 128)}.",
+            "Start again to go on with it, with more memory if that was short.",
+        )
     return EXIT_SUPERVISOR if code else 0
 
 
@@ -233,7 +242,15 @@ def _nothing_to_restore(config: Config, root: Root) -> bool:
     if config.environment.configured or config.run.on_missing == "fail" or root.state().state == "partial":
         return False
     directory = config.storage.directory
-    return directory is not None and not os.path.exists(directory / "tags" / config.storage.tag)
+    if directory is None:
+        return False
+    try:
+        os.stat(directory / "tags" / config.storage.tag)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # the boot says what is wrong with the store
+        return False
+    return False
 
 
 @contextlib.contextmanager
@@ -253,8 +270,9 @@ def _run(
     environ = _environment(call, opened, partial=gate is not None and gate.started)
     if gate is not None and gate.restoring:
         environ |= gate.marked
-    for line in path_report.lines(call.root, environ, call.config.run.app_path):
-        call.speech.note(line)
+    with call.supervisor.interruptible():  # stderr may be a pipe that nobody reads
+        for line in path_report.lines(call.root, environ, call.config.run.app_path):
+            call.speech.note(line)
 
     def on_start(pid: int) -> None:
         status.facts["pid"] = pid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +52,8 @@ class Status:
     def write(self) -> None:
         """Replace the file."""
         if self._file is not None:
+            if os.path.exists(self._file) and not os.path.isfile(self._file):
+                raise OSError(errno.EINVAL, "it is a device or a pipe, which is not to be replaced")
             content = msgspec.json.format(msgspec.json.encode(self.facts)) + b"\n"
             atomic.write_file(self._file, content, mode=0o644)
 
