@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -77,12 +78,21 @@ def _gathered(file: File) -> list[tuple[int, Gathered]]:
     return cut
 
 
+class OutOfTime(Exception):  # noqa: N818 - no error: what there was time for counts
+    """Reading a file would take longer than allowed."""
+
+
 def content_on_disk(
-    path: bytes, size: int, like: File | None = None, holes: Mapping[int, bytes] | None = None
+    path: bytes,
+    size: int,
+    like: File | None = None,
+    holes: Mapping[int, bytes] | None = None,
+    until: float | None = None,
 ) -> bytes:
     """The same for a file on disk that should have `size` bytes, cut as `like` is: by default as a writer cuts it.
 
-    Frames of `like` that are `holes` (number → digest) are not read. Raises OSError where it cannot be read.
+    Frames of `like` that are `holes` (number → digest) are not read. Raises OSError where it cannot be read, OutOfTime
+    where a large one has not been read by `until` (time.monotonic).
     """
     if size < LARGE_FILE:
         with open(path, "rb") as file:
@@ -96,6 +106,7 @@ def content_on_disk(
         )
         runs: list[tuple[int, Frame, int, int]] = []
         for number, gathered in cut:
+            _require_time(until)
             if holes and number in holes:
                 digest = holes[number]
             elif is_hole(descriptor, gathered.runs):
@@ -112,6 +123,11 @@ def content_on_disk(
         return content_of_runs([(frame, offset, length) for _, frame, offset, length in runs])
     finally:
         os.close(descriptor)
+
+
+def _require_time(until: float | None) -> None:
+    if until is not None and time.monotonic() > until:
+        raise OutOfTime
 
 
 def is_hole(descriptor: int, runs: Sequence[tuple[int, int]]) -> bool:

@@ -150,7 +150,7 @@ class Index:
 
     def coming(self, path: bytes, content: Content) -> None:
         """Remember that `path` is about to be restored: old and new content count as restored until that is done."""
-        contents = (*self._head.coming.get(path, ()), content)
+        contents = tuple(dict.fromkeys((*self._head.coming.get(path, ()), content)))
         self._head.coming[path] = self._changed_coming[path] = contents
 
     def keep_only(self, prefix: bytes, paths: set[bytes]) -> None:

@@ -286,9 +286,7 @@ class Tree:
 
         Directories of a tree that is only a part stay open: its files are moved out of them.
         """
-        with self._lock:
-            os.close(self._log)
-            self._log = -1
+        self.close()
         for file in self._files:
             # Of a small file put whole that is done.
             if (file.size >= frames.LARGE_FILE or len(file.pieces) > 3) and file.path not in self._held_files:
@@ -309,6 +307,13 @@ class Tree:
                 if isinstance(entry, Directory):
                     os.chmod(self._at(entry.path), entry.mode)
                     os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
+
+    def close(self) -> None:
+        """Take nothing more; the journal stays."""
+        with self._lock:
+            if self._log >= 0:
+                os.close(self._log)
+                self._log = -1
 
     def path(self, path: bytes) -> bytes:
         """Where `path` lies now."""

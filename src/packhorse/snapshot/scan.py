@@ -5,7 +5,9 @@ Names are bytes. Knows nothing of frames or stores.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +59,7 @@ _SIGNATURE = struct.Struct("<QqqQQ")
 _FIRST, _LAST = -(1 << 63), (1 << 63) - 1
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MODES = tuple(range(PERMISSIONS + 1))
 """One number in memory for all files that have it."""
 
@@ -82,8 +85,8 @@ class Found(NamedTuple):
 
 
 def readable(path: bytes) -> str:
-    """A path for people and JSON; bytes that are no UTF-8 are escaped."""
-    return path.decode(errors="backslashreplace")
+    """A path for people and JSON; bytes that are no UTF-8 and control characters, which a terminal obeys, are escaped."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", path.decode(errors="backslashreplace"))
 
 
 def signature_of(status: os.stat_result) -> Signature:
@@ -101,8 +104,8 @@ def scan(
     """Everything below `base` (or below its directories `parts`, themselves included), ordered by path.
 
     A path that fits a pattern of `exclude` (fnmatch on the name and on the whole path) is left out.
-    `skipped` hears of what no snapshot can hold: path, and what it is. Directories that may not be listed are among
-    that below `parts`; without those PermissionError is raised.
+    `skipped` hears of what no snapshot can hold: path, and what it is. Directories that may not be listed, or
+    whose path is too long, are among that below `parts`; without those OSError is raised.
     """
     found: list[Found] = []
     if not parts:
@@ -139,11 +142,12 @@ def _below(
             listing = os.scandir(os.path.join(base, prefix))
         except (FileNotFoundError, NotADirectoryError):  # went away while we looked
             continue
-        except PermissionError:
-            if not top:
+        except OSError as error:
+            why = _left_out(error)
+            if not top or not why:
                 raise
             if skipped is not None:
-                skipped(prefix.rstrip(b"/"), "a directory that may not be read")
+                skipped(prefix.rstrip(b"/"), f"a directory {why}")
             continue
         with listing:
             for item in listing:
@@ -154,11 +158,12 @@ def _below(
                     status = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                except PermissionError:
-                    if not top:
+                except OSError as error:
+                    why = _left_out(error)
+                    if not top or not why:
                         raise
                     if skipped is not None:
-                        skipped(path, "in a directory that may not be read")
+                        skipped(path, f"in a directory {why}")
                     continue
                 entry = _found(path, status)
                 if entry.kind == "directory":
@@ -167,6 +172,13 @@ def _below(
                     yield entry
                 elif skipped is not None:
                     skipped(path, "a socket, FIFO or device")
+
+
+def _left_out(error: OSError) -> str:
+    """Why a directory below the shared ones is left out; nothing where it must not be."""
+    if isinstance(error, PermissionError):
+        return "that may not be read"
+    return "whose path is too long" if error.errno == errno.ENAMETOOLONG else ""
 
 
 def _found(path: bytes, status: os.stat_result) -> Found:

@@ -7,12 +7,13 @@ of obstore does not survive that.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions
@@ -34,6 +35,8 @@ _LARGE = 1 << 20
 """Objects of this size and more may take long to be sent."""
 _SLOW = 32 << 10
 """Bytes a second: what is shorter is given so much more time before it counts as stuck."""
+_UNFINISHED = re.compile(r"[^#]+#\d+")
+"""What obstore writes in a directory, before it has its name. Its listings do not show it."""
 _RETRIES: Any = {
     "max_retries": 6,
     "retry_timeout": timedelta(seconds=180),
@@ -77,11 +80,11 @@ class Store:
         few_arenas()  # before the client starts its threads
         self.url = storage.url
         self._ranged: bool | None = None
-        self._on_disk = urlsplit(storage.url).scheme == "file"
+        self._directory = storage.directory
         self._large = Sending()
         options = credentials.options(storage, environ)
         try:
-            if self._on_disk:
+            if self._directory is not None:
                 self._objects: Any = from_url(storage.url, mkdir=True)
                 self._sending: Any = self._objects
                 self._new_once: Callable[[], Any] = lambda: self._objects
@@ -119,7 +122,7 @@ class Store:
             await obstore.put_async(client, key, content, use_multipart=False)
 
         with _told(self.url, key):
-            if self._on_disk:
+            if self._directory is not None:
                 obstore.put(self._objects, key, content, use_multipart=False)
             elif size >= _LARGE:
                 with self._large.one(size) as stuck:
@@ -158,7 +161,10 @@ class Store:
             return
         start, end = wanted[0][0], wanted[-1][0] + wanted[-1][1]
         with _told(self.url, key):
-            view = memoryview(obstore.get_range(self._objects, key, start=start, end=end))
+            if end - start <= _HEARD:
+                view = self._soonest_range(key, start, end)
+            else:
+                view = memoryview(obstore.get_range(self._objects, key, start=start, end=end))
         if len(view) != end - start:
             raise _cut_short(self.url, key)
         for offset, length in wanted:
@@ -178,20 +184,25 @@ class Store:
 
     def keeps_ranges(self, key: str) -> bool:
         """Whether the store sends only what is asked for, found out once, with the first byte of an object."""
-
-        async def ask(again: bool, heard: Callable[[], None]) -> None:
-            await obstore.get_range_async(self._once if again else self._objects, key, start=0, end=1)
-
         if self._ranged is None:
             with _told(self.url, key):
                 try:
-                    soonest(ask)
+                    self._soonest_range(key, 0, 1)
                     self._ranged = True
                 except exceptions.GenericError as error:
                     if "NotPartial" not in repr(error):
                         raise
                     self._ranged = False
         return self._ranged
+
+    def _soonest_range(self, key: str, start: int, end: int) -> memoryview:
+        """A few bytes, which come at once or not at all."""
+
+        async def ask(again: bool, heard: Callable[[], None]) -> memoryview:
+            client = self._once if again else self._objects
+            return memoryview(await obstore.get_range_async(client, key, start=start, end=end))
+
+        return soonest(ask)
 
     def _streamed(self, key: str, wanted: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
         held = bytearray()
@@ -242,12 +253,21 @@ class Store:
     def modified(self, key: str) -> int:
         """The store's time of an object, in milliseconds since the epoch."""
 
-        async def ask(again: bool, heard: Callable[[], None]) -> int:
-            found = await obstore.head_async(self._once if again else self._objects, key)
+        async def ask(again: bool, heard: Callable[[], None]) -> int | Exception:
+            try:
+                found = await obstore.head_async(self._once if again else self._objects, key)
+            except (
+                exceptions.NotFoundError,
+                FileNotFoundError,
+            ) as error:  # an answer, whichever request has it
+                return error
             return int(found["last_modified"].timestamp() * 1000)
 
         with _told(self.url, key):
-            return soonest(ask)
+            found = soonest(ask)
+            if isinstance(found, Exception):
+                raise found
+            return found
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; what is not there is no error."""
@@ -259,6 +279,15 @@ class Store:
         except NotFoundError:  # a directory tells, and stops there
             for key in keys if len(keys) > 1 else ():
                 self.delete([key])
+
+    def remove_unfinished(self, age: float) -> None:
+        """Remove what killed puts left in a directory `age` seconds ago or before. Other stores show none of it."""
+        if self._directory is None:
+            return
+        for path in self._directory.rglob("*#*"):
+            with suppress(OSError):
+                if _UNFINISHED.fullmatch(path.name) and time.time() - path.stat().st_mtime > age:
+                    path.unlink()
 
 
 class _told:  # noqa: N801 - reads as a verb
@@ -305,6 +334,11 @@ def _translated(url: str, key: str, error: BaseException) -> PackhorseError:
         return StorageError(
             f"The store {url} refuses the credentials ({reason}).",
             "Check the key, its secret and what it may do: list, read and write are needed.",
+        )
+    if "Permission denied" in text:
+        return StorageError(
+            f"The store {url} cannot be used: permission denied for {key}.",
+            "Check the owner and the mode of its directory.",
         )
     if status is None:
         said, _, source = text.partition("\n\nDebug source:")

@@ -322,10 +322,8 @@ def base_for(
 
     None where that is gone, or among the keys that are `condemned` and may soon be.
     """
-    length = len(documents.DELTA_MAGIC) + 32
     try:
-        [head] = store.ranges(f"manifests/{digest}", [(0, length)])
-        base = documents.base_of(bytes(head)) or digest
+        base = _stored_beside(store, digest) or digest
         key = f"manifests/{base}"
         if key in condemned or (base != digest and not store.has(key)):
             return None
@@ -334,14 +332,29 @@ def base_for(
         return None
 
 
-def put_manifest(store: Store, manifest: Encoded, base: Encoded | None = None) -> None:
+def _stored_beside(store: Store, digest: str) -> str:
+    """The digest of the manifest that `digest` is stored beside, or nothing. Raises NotFoundError."""
+    length = len(documents.DELTA_MAGIC) + 32
+    [head] = store.ranges(f"manifests/{digest}", [(0, length)])
+    return documents.base_of(bytes(head))
+
+
+def put_manifest(
+    store: Store, manifest: Encoded, base: Encoded | None = None, condemned: Collection[str] = ()
+) -> None:
     """Store a manifest, by what differs from `base` where that is given and saves much.
 
-    One that is there stays as it is: others may be stored by what differs from it.
+    One that is there stays as it is: others may be stored by what differs from it. But one that no tag needed may have lost
+    its own base, or lose it soon, since that is among the keys that are `condemned`: then the whole takes its place.
     """
     key = f"manifests/{manifest.digest}"
     if not store.has(key):
         store.put(key, manifest.beside(base) if base else manifest.whole)
+        return
+    with contextlib.suppress(IntegrityError):  # shorter than the head of one that has a base
+        beside = _stored_beside(store, manifest.digest)
+        if beside and (f"manifests/{beside}" in condemned or not store.has(f"manifests/{beside}")):
+            store.put(key, manifest.whole)
 
 
 def get_placement(store: Store, manifest: Manifest, digest: str) -> Placement:

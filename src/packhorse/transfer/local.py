@@ -91,7 +91,8 @@ class Local:
         wanted = set(digests)
         if self._manifests.is_dir():
             for name in set(os.listdir(self._manifests)) - wanted:
-                (self._manifests / name).unlink()
+                if not name.startswith("."):  # which a push beside this is writing
+                    (self._manifests / name).unlink(missing_ok=True)
 
     def synced(self) -> Synced:
         """What the shared directories were last brought together with."""
@@ -133,6 +134,7 @@ class Local:
         expected: bytes = b"",
         like: File | None = None,
         holes: Mapping[int, bytes] | None = None,
+        until: float | None = None,
     ) -> bytes | None:
         """What a scanned path below `prefix` contains, as the index keeps it: see `snapshot.index.Content`.
 
@@ -152,7 +154,7 @@ class Local:
             if like is not None and (like.size < LARGE_FILE or like.size != item.signature.size):
                 like = None
             if known is None or (like is not None and not cut_alike(known, expected)):
-                read = content_on_disk(os.path.join(self.base, path), item.signature.size, like, holes)
+                read = content_on_disk(os.path.join(self.base, path), item.signature.size, like, holes, until)
                 after = look(self.base, path)
                 if after is None or after.signature != item.signature:
                     return None

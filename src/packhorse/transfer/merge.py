@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from packhorse.root import SHARED
+from packhorse.snapshot.contents import OutOfTime
 from packhorse.snapshot.index import now
 from packhorse.snapshot.manifest import Directory, File, Hardlink
 from packhorse.snapshot.scan import Found, look, scan
@@ -35,10 +36,11 @@ class Standing(enum.Enum):
     """Changed here since it was last restored or saved, or never was."""
 
 
-def standing(local: Local, item: Found, winner: Winner) -> Standing:
-    """How `item`, a path of the shared directories, stands to the entry that counts for it."""
+def standing(local: Local, item: Found, winner: Winner, until: float | None = None) -> Standing:
+    """How `item`, a path of the shared directories, stands to the entry that counts for it. Raises OutOfTime where that has
+    not been read by `until`."""
     seen = now()
-    content = local.content(item, expected=winner.content, like=winner.file)
+    content = local.content(item, expected=winner.content, like=winner.file, until=until)
     if content is None:
         return Standing.CHANGED
     counts = winner.content, winner.mode
@@ -114,9 +116,15 @@ def plan(local: Local, winners: Mapping[bytes, Winner]) -> Plan:
 
 
 def changed_paths(
-    found: Sequence[Found], winners: Mapping[bytes, Winner], local: Local, *, synced: bool
-) -> set[bytes]:
-    """The scanned paths that the tag does not have as they are here.
+    found: Sequence[Found],
+    winners: Mapping[bytes, Winner],
+    local: Local,
+    *,
+    synced: bool,
+    until: float | None = None,
+) -> tuple[set[bytes], list[bytes]]:
+    """The scanned paths that the tag does not have as they are here, and those of which that is not known by `until`
+    (time.monotonic).
 
     Where this root was last brought together with this very tag (`synced`), what is merely older here is none
     of them.
@@ -124,6 +132,7 @@ def changed_paths(
     new: set[bytes] = set()
     linked: dict[tuple[int, int], list[bytes]] = {}
     passed: set[bytes] = set()
+    unknown: list[bytes] = []
     for item in found:
         if item.path.rpartition(b"/")[0] in passed:
             passed.add(item.path)
@@ -133,7 +142,11 @@ def changed_paths(
         winner = winners.get(item.path)
         if winner is None and item.path in _TOP:
             continue
-        stands = Standing.CHANGED if winner is None else standing(local, item, winner)
+        try:
+            stands = Standing.CHANGED if winner is None else standing(local, item, winner, until)
+        except OutOfTime:
+            unknown.append(item.path)
+            continue
         if stands is Standing.CHANGED or (not synced and stands in (Standing.OLDER, Standing.OLDER_MODE)):
             new.add(item.path)
         elif stands is Standing.OLDER and item.kind == "directory":
@@ -141,4 +154,4 @@ def changed_paths(
     for paths in linked.values():  # names of one file are saved together
         if new.intersection(paths):
             new.update(paths)
-    return new
+    return new, [path for path in unknown if path not in new]

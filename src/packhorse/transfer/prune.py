@@ -154,7 +154,9 @@ class _Prune:
         folds = []
         for tag in sorted({entry.tag for entry in self.retention.state}):
             listed = [entry for entry in self.retention.state if entry.tag == tag]
-            old = [entry for entry in listed if entry not in self.retention.kept]
+            kept = {entry.stamp for entry in listed if entry in self.retention.kept}
+            # Of entries with one stamp the digests tell which counts, and a fold has another one: they stay together.
+            old = [entry for entry in listed if entry not in self.retention.kept and entry.stamp not in kept]
             if len(old) > 1:
                 folds.append(self._fold(tag, listed, old))
         return folds
@@ -366,7 +368,8 @@ class _Prune:
         self.result.waiting_bytes += self.result.condemned_bytes
 
     def _tidy(self, live: Collection[str]) -> None:
-        """Delete placements that have not counted for long enough, and what dead workers left of leases."""
+        """Delete placements that have not counted for long enough, and what dead workers left of leases and of what they
+        put into a directory."""
         gone = [
             item.key
             for digest, listed in self.placements.items()
@@ -385,6 +388,7 @@ class _Prune:
         if not self.dry_run:
             condemned.require_time(self.started, "prune")
             self.store.delete(gone)
+            self.store.remove_unfinished(self.limit)
 
     def _tidy_profiles(self, tagged: Collection[str]) -> None:
         """Delete profiles that newer ones replaced; of a tag without entries all that no push in progress may be

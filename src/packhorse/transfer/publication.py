@@ -18,6 +18,9 @@ from packhorse.transfer.local import Local
 from packhorse.transfer.merge import Plan, Standing, standing
 from packhorse.transfer.union import Winner
 
+_OPEN = 0o700
+"""The mode of directories while something comes into them."""
+
 
 class Publication:
     """What was brought for the shared directories goes to its place, each path by one rename."""
@@ -39,6 +42,11 @@ class Publication:
         index, wanted = self.local.index, self.plan.wanted
         for path in wanted:
             index.coming(path, self._content(path))
+            above = self.winners.get(path.rpartition(b"/")[0])
+            if isinstance(self.winners[path].entry, Directory):
+                index.coming(path, (b"", _OPEN))
+            if above is not None and not above.mode & 0o200:
+                index.coming(above.entry.path, (b"", _OPEN))
         index.save()  # a pull killed from here on leaves nothing that looks changed here
         brought: dict[bytes, tuple[int, int]] = {}
         late = {
@@ -54,10 +62,8 @@ class Publication:
             elif isinstance(entry, Directory):
                 if item is None or item.kind != "directory":
                     self._writable(path, partial(self._make_directory, path, item))
+                if stands is not Standing.SAME:
                     made.append(entry)
-                elif stands is not Standing.SAME:
-                    os.chmod(self._at(path), entry.mode)
-                    index.add(path, item.signature, self._content(path), seen=0)
             elif stands is Standing.OLDER_MODE:
                 os.chmod(self._at(path), self.winners[path].mode)
                 brought[path] = _size_and_time(self._at(path))
@@ -71,6 +77,7 @@ class Publication:
                 self._writable(path, partial(self._put, path, staged, item))
         for path, mode in self.opened.items():
             os.chmod(self._at(path), mode)
+            index.add(path, signature_of(os.lstat(self._at(path))), (b"", mode), seen=0)
         for entry in reversed(made):
             os.chmod(self._at(entry.path), entry.mode)
             os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
@@ -112,7 +119,7 @@ class Publication:
     def _make_directory(self, path: bytes, before: Found | None) -> None:
         if before is not None:
             os.unlink(self._at(path))
-        os.mkdir(self._at(path), 0o700)
+        os.mkdir(self._at(path), _OPEN)
 
     def _put(self, path: bytes, staged: bytes, before: Found | None) -> None:
         if before is not None and before.kind == "directory":
@@ -126,7 +133,7 @@ class Publication:
         except PermissionError:
             parent = path.rpartition(b"/")[0]
             self.opened.setdefault(parent, os.stat(self._at(parent)).st_mode & PERMISSIONS)
-            os.chmod(self._at(parent), 0o700)
+            os.chmod(self._at(parent), _OPEN)
             action()
 
     def _own_parents(self, path: bytes) -> bool:

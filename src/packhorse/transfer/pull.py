@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import NoSuchSnapshotError, PackhorseError, is_full
+from packhorse.errors import ConfigError, NoSuchSnapshotError, PackhorseError, is_full
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
@@ -25,7 +25,7 @@ from packhorse.snapshot.contents import content_of
 from packhorse.snapshot.manifest import Directory, File, Manifest, decode_manifest, decode_placement
 from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_space
-from packhorse.snapshot.scan import readable, signature_of
+from packhorse.snapshot.scan import look, readable, signature_of
 from packhorse.snapshot.writer import Placed, placed_by
 from packhorse.store import condemned, tags
 from packhorse.store.objects import Store, side_by_side
@@ -182,6 +182,7 @@ class _Restore:
             with self.root.packages_unused() as free:
                 if not free:
                     raise _in_use(self.root)
+        self._require_one_disk(packages)
         self._require_space(trees)
         self.root.record(msgspec.structs.replace(self.state, state="partial"))
         publication = Publication(self.local, self.winners, shared, self.plan, self._keep)
@@ -210,6 +211,8 @@ class _Restore:
             raise
         finally:
             bringing.close()
+            for tree in trees:
+                tree.close()
         self._brought = packages, publication
 
     def _settle(self) -> None:
@@ -228,6 +231,20 @@ class _Restore:
         if self.result.pulled:
             self._told()
         del self.local.index
+
+    def _require_one_disk(self, packages: Tree | None) -> None:
+        """Raise ConfigError where something would go to another disk than that of the root: all comes to its place by a
+        rename."""
+        disk = os.stat(self.root.path).st_dev
+        tops = {path.partition(b"/")[0] for path in self.plan.wanted}
+        for top in sorted(tops | ({b"packages"} if packages is not None else set())):
+            directory = os.path.join(self.local.base, top)
+            found = look(self.local.base, top)
+            if found is not None and found.kind == "directory" and found.signature.identity[0] != disk:
+                raise ConfigError(
+                    f"{readable(directory)} lies on another disk than the root.",
+                    "Mount that disk at the root itself, or name a root on it with --root.",
+                )
 
     def _require_space(self, trees: Sequence[Tree]) -> None:
         """Raise NoSpaceError where the trees find no place; what a killed pull staged of them counts as there."""

@@ -146,6 +146,12 @@ class _Push:
             holes=self.local.holes,
         )
         if written.changed:
+            first = os.path.join(base, written.changed[0])
+            if os.path.lexists(first) and not os.access(first, os.R_OK, follow_symlinks=False):
+                raise PackhorseError(
+                    f"{readable(PACKAGES + written.changed[0])} may not be read by this user.",
+                    "Change its owner or its mode, and push again.",
+                )
             raise PackhorseError(
                 f"{readable(written.changed[0])} in packages/ changed while it was saved.",
                 "Push again when nothing installs into this root.",
@@ -205,7 +211,10 @@ class _Push:
         present = union((entry.stamp, entry.digest, manifests[entry.digest]) for entry in listed)
         folded = self._folded(listed, fold(present, manifests)) if len(listed) > LIMIT else []
         synced = self.synced.source == self.source
-        new = changed_paths(found, present, self.local, synced=synced)
+        # Half of the time, so that what is known to have changed is saved whatever else has to be read to find out.
+        until = None if deadline is None else (time.monotonic() + deadline) / 2
+        new, unknown = changed_paths(found, present, self.local, synced=synced, until=until)
+        self.result.unsaved += [readable(path) for path in unknown]
         if self.repair:
             for digest in manifests:
                 self.store.put(f"manifests/{digest}", self.local.bytes_of(self.store, digest).whole)
@@ -371,7 +380,7 @@ class _Push:
                 if part.before
                 else None
             )
-            tags.put_manifest(self.store, part.encoded, base)
+            tags.put_manifest(self.store, part.encoded, base, self.condemned)
 
     def _count(self, manifest: Manifest) -> None:
         self.result.files += manifest.files
