@@ -334,14 +334,15 @@ class Boot:
 
 @contextlib.contextmanager
 def _ended_by_exception() -> Iterator[None]:
-    """SIGTERM raises SystemExit, so that others need not wait until a lease counts no more, and pip is stopped."""
+    """SIGTERM and SIGHUP raise SystemExit, so that others need not wait until a lease counts no more, and pip is stopped."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is stop:  # an early start has set its own
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is stop:  # an early start has set its own
+                signal.signal(number, handler)
