@@ -165,10 +165,17 @@ def test_a_wrong_hash_is_not_tried_again(fetch: Client, index: Index) -> None:
     assert not fetch.path.exists()
 
 
-def test_the_strongest_hashes_are_checked_and_weak_ones_are_not_enough_to_fail(fetch: Client) -> None:
+@pytest.mark.parametrize("name", ["sha512", "sha3_256", "blake2b", "md5"])
+def test_every_hash_that_is_told_is_checked(fetch: Client, name: str) -> None:
+    length = hashlib.new(name).digest_size * 2
+    with pytest.raises(IntegrityError, match=f"its {name} is"):
+        fetch(hashes={name: "0" * length})
+
+
+def test_weak_hashes_do_not_count_beside_strong_ones(fetch: Client) -> None:
     with pytest.raises(IntegrityError, match="sha512"):
         fetch(hashes={**HASHES, "sha512": "0" * 128})
-    assert fetch(hashes={"md5": "0" * 32}) == CONTENT
+    assert fetch(hashes={**HASHES, "md5": "0" * 32}) == CONTENT
 
 
 def test_a_truncated_body_is_noticed(fetch: Client, index: Index) -> None:

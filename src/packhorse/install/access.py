@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import netrc
 import os
@@ -24,7 +25,7 @@ from packhorse.errors import PackhorseError
 if TYPE_CHECKING:
     import urllib3
 
-_WITH_USER = re.compile(r"(https?)://([^/?#\s]+)@([^/?#\s'\"]+)")
+_WITH_USER = re.compile(r"(https?)://([^/?#\s]+)@([^/?#\s'\"]+)([^?#\s'\"]*)")
 _INDEX = re.compile(r"(https?)://(?:[^/?#\s@]+@)?([^/?#\s'\"@]+)([^?#\s'\"]*)")
 _PATIENCE = 60.0
 """Seconds that a keyring has to answer."""
@@ -65,8 +66,8 @@ def pip_settings(words: Sequence[str], environ: Mapping[str, str]) -> dict[str, 
 class Access(NamedTuple):
     """What opens connections: made once for an installation."""
 
-    users: Mapping[str, str]
-    """The user part of URLs, by host and port."""
+    users: Mapping[str, Mapping[str, str]]
+    """The user part of URLs, by host and port, and then by the path that it was given for."""
     environ: Mapping[str, str]
     settings: Mapping[str, str]
     indexes: Mapping[str, tuple[str, ...]] = {}
@@ -79,7 +80,7 @@ class Access(NamedTuple):
     def with_user(self, url: str) -> str:
         """`url` with the user part that was given for its host, for pip."""
         parts = urlsplit(url)
-        user = self.users.get(parts.netloc)
+        user = self._user(parts.netloc, parts.path)
         return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc}")) if user else url
 
     def authorization(self, url: str) -> dict[str, str]:
@@ -90,7 +91,7 @@ class Access(NamedTuple):
         token = self.environ.get("GITHUB_TOKEN") or self.environ.get("GH_TOKEN")
         if token and parts.hostname == urlsplit(github(self.environ)).hostname:
             return {"Authorization": f"Bearer {token}"}
-        user = self.keyring.get(parts.netloc) or self.users.get(parts.netloc)
+        user = self.keyring.get(parts.netloc) or self._user(parts.netloc, parts.path)
         user = user or self._netrc(parts.hostname or "")
         return urllib3.util.make_headers(basic_auth=_decoded(user)) if user else {}
 
@@ -99,11 +100,11 @@ class Access(NamedTuple):
 
         Once for each host: from then on `authorization` gives what it told.
         """
-        netloc = urlsplit(url).netloc
+        _, netloc, path, *_ = urlsplit(url)
         if netloc in self.keyring:
             return False
         self.keyring[netloc] = ""
-        user = unquote(self.users.get(netloc, "").partition(":")[0])
+        user = unquote(self._user(netloc, path).partition(":")[0])
         for words in self._keyrings():
             for name in (*self.indexes.get(netloc, ()), netloc):
                 if found := _of_keyring(words, name, user, self.environ):
@@ -119,6 +120,12 @@ class Access(NamedTuple):
             yield program, "--mode=creds", "--output=json", "get"  # from version 25.2 on
         if "import" in wanted and self.python:
             yield *self.python, "-c", _IMPORTED
+
+    def _user(self, netloc: str, path: str) -> str:
+        """The user part that was given for what is nearest to `path`: one host may have many projects."""
+        known = self.users.get(netloc, {})
+        nearest = max(known, key=lambda each: _in_common(each, path), default="")
+        return known.get(nearest, "")
 
     def _netrc(self, host: str) -> str:
         home = self.environ.get("HOME", "")
@@ -189,6 +196,12 @@ def github(environ: Mapping[str, str]) -> str:
     return environ.get("GITHUB_API_URL") or "https://api.github.com"
 
 
+def _in_common(path: str, other: str) -> int:
+    """How many parts two paths of URLs begin with that are the same."""
+    pairs = zip(path.split("/"), other.split("/"))
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
 def access(
     settings: Mapping[str, str],
     lines: Iterable[str],
@@ -199,13 +212,13 @@ def access(
 
     `python` are the words that start the Python that runs pip.
     """
-    users: dict[str, str] = {}
+    users: dict[str, dict[str, str]] = {}
     indexes: dict[str, tuple[str, ...]] = {}
     of_uv = [value for name, value in environ.items() if name.startswith("UV_") and "INDEX" in name]
     for text in (*settings.values(), *lines, *of_uv):
         expanded = _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text)
-        for _, user, netloc in _WITH_USER.findall(expanded):
-            users.setdefault(netloc, user)
+        for _, user, netloc, path in _WITH_USER.findall(expanded):
+            users.setdefault(netloc, {}).setdefault(path, user)
         for scheme, netloc, path in _INDEX.findall(expanded):
             url = f"{scheme}://{netloc}{path}"
             if url not in indexes.get(netloc, ()):

@@ -65,17 +65,21 @@ def apply(
     """
     os.mkdir(scratch, 0o700)
     work = _Work(engine, access, staging, scratch)
-    found = {each.url: _found(each, base, mark) if base is not None else () for each in (*chosen, *last)}
+    # By name: one repository may hold several distributions.
+    found = {each.name: _found(each, base, mark) if base is not None else () for each in (*chosen, *last)}
     for each in last:
-        if base is not None and _shared(found[each.url], base):
-            found[each.url] = ()  # what lies there may be the other's
-    linked = [each for each in chosen if found[each.url]]
-    for each in (each for each in (*chosen, *last) if found[each.url]):
+        if base is not None and _shared(found[each.name], base):
+            found[each.name] = ()  # what lies there may be the other's
+    if base is not None:
+        for name in _overwritten(found, base):
+            found[name] = ()
+    linked = [each for each in chosen if found[each.name]]
+    for each in (each for each in (*chosen, *last) if found[each.name]):
         engine.log.add(f"unchanged: {each.name} {each.version}")
     for each in linked:
-        _link_all(found[each.url], base, staging)
-    rest = [each for each in chosen if not found[each.url]]
-    wanted = [*(each for each in rest if each.is_wheel), *(each for each in last if not found[each.url])]
+        _link_all(found[each.name], base, staging)
+    rest = [each for each in chosen if not found[each.name]]
+    wanted = [*(each for each in rest if each.is_wheel), *(each for each in last if not found[each.name])]
     sized = {each.url: each for each in work.fitting(wanted, slimmed=bool(mark))}
     refused = work.bring([sized[each.url] for each in rest if each.is_wheel])
     left = [*(each for each in rest if not each.is_wheel), *refused]
@@ -85,6 +89,7 @@ def apply(
         target = scratch / "pip"
         os.mkdir(target, 0o700)
         engine.install((), [*options, each.requirement(access.with_user)], target, "--no-deps")
+        unpack.hide_signatures(target)
         wheels.merge(target, staging)
         atomic.remove_tree(target)
 
@@ -92,8 +97,8 @@ def apply(
         by_pip(each)
     for each in last:
         wheels.displace(each.name, staging)
-        if found[each.url]:
-            _link_all(found[each.url], base, staging)
+        if found[each.name]:
+            _link_all(found[each.name], base, staging)
             linked.append(each)
             continue
         for unfetched in work.bring([sized[each.url]]):
@@ -142,6 +147,20 @@ def _shared(paths: Sequence[str], base: Path) -> bool:
     return False
 
 
+def _overwritten(found: Mapping[str, Sequence[str]], base: Path) -> list[str]:
+    """The names of those of which a file in `base` is that of a distribution which goes, or is replaced."""
+    staying = {path for paths in found.values() for path in paths if path.endswith(".dist-info/RECORD")}
+    going: set[str] = set()
+    for record in base.glob("*.dist-info/RECORD"):
+        if f"{record.parent.name}/RECORD" not in staying:
+            going.update(unpack.recorded(record.parent))
+    return [
+        name
+        for name, paths in found.items()
+        if not going.isdisjoint(paths) and not unpack.as_recorded(paths, going, base)
+    ]
+
+
 def _link_all(paths: Iterable[str], base: Path | None, staging: Path) -> None:
     assert base is not None
     for path in paths:
@@ -167,7 +186,8 @@ def _same(chosen: Chosen, info: Path) -> bool:
             if vcs := (chosen.direct or {}).get("vcs_info"):
                 return bool(
                     origin.get("vcs_info", {}).get("commit_id") == vcs["commit_id"]
-                    and origin["url"] == (chosen.direct or {})["url"]
+                    and without_credentials(origin["url"]) == (chosen.direct or {})["url"]
+                    and origin.get("subdirectory") == (chosen.direct or {}).get("subdirectory")
                     and not origin.get("dir_info")
                 )
             had: Mapping[str, str] = origin.get("archive_info", {}).get("hashes") or {}
@@ -231,6 +251,8 @@ class _Work:
         self._stopping = threading.Event()
         self._writing: set[int] = set()
         self._room = _Room(0)
+        self._placing = threading.Lock()
+        self._placed: dict[Path, str] = {}
         self.infos: list[str] = []
         """The dist-info of each that was unpacked."""
 
@@ -279,6 +301,7 @@ class _Work:
         total = sum(map(_beside, chosen))
         self._refused = []
         self._stopping.clear()
+        self._placed = {}
         self._engine.progress.stage("downloading and installing", total or None)
         self._room = _Room(max(map(_beside, chosen), default=0))
         # The largest first: it lies beside its own files before those of the others are there.
@@ -352,6 +375,15 @@ class _Work:
         except IntegrityError:
             return ""
 
+    def _settle(self, name: str, written: Path, place: Path) -> None:
+        """Of a file that several wheels bring the last by name stays: not the thread that was the slowest decides."""
+        with self._placing:
+            if self._placed.get(place, "") > name:
+                written.unlink()
+                return
+            self._placed[place] = name
+            os.replace(written, place)
+
     def _install(self, chosen: Chosen, path: Path, digest: str) -> None:
         own = threading.get_ident()
         self._writing.add(own)
@@ -368,7 +400,15 @@ class _Work:
                     {"url": without_credentials(chosen.url), "archive_info": origin}
                 )
             self.infos.append(
-                unpack.unpack(path, self._staging, self._engine.interpreter, metadata, digest, self._check)
+                unpack.unpack(
+                    path,
+                    self._staging,
+                    self._engine.interpreter,
+                    metadata,
+                    digest,
+                    self._check,
+                    lambda written, place: self._settle(chosen.name, written, place),
+                )
             )
         finally:
             self._writing.discard(own)

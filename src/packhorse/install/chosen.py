@@ -73,6 +73,14 @@ class Chosen(msgspec.Struct, frozen=True):
         return f"{self.name} @ {url}{'#' if joined else ''}{joined} {' '.join(filter(None, options))}".strip()
 
 
+def without_secret(url: str) -> str:
+    """`url` without its user part; of one for SSH the name of the account stays, which is part of where it leads."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    account = user.partition(":")[0] if parts.scheme.endswith("ssh") else ""
+    return urlunsplit(parts._replace(netloc=f"{account}@{host}" if account else host))
+
+
 def from_report(report: Mapping[str, Any]) -> Iterator[Chosen]:
     """What is in a report of `pip install --report` (version 1, "Installation report" in pip's manual)."""
     for item in report["install"]:
@@ -83,7 +91,7 @@ def from_report(report: Mapping[str, Any]) -> Iterator[Chosen]:
             name, _, value = archive["hash"].partition("=")
             hashes = {name: value}
         parts = urlsplit(download["url"])
-        url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+        url = without_secret(urlunsplit(parts._replace(fragment="")))
         yield Chosen(
             canonicalize_name(metadata["name"]),
             metadata["version"],

@@ -34,7 +34,11 @@ _FURTHER = 1 << 20
 """Bytes that an attempt has to bring so that the count of attempts begins anew."""
 _CONNECT = 30.0
 """Seconds to wait for a connection, at most: silence says nothing about a file's size there."""
-_STRONGEST = ("sha512", "sha384", "sha256")
+_WEAK = ("md5", "sha1")
+"""Checked where nothing better is told."""
+_CHECKED = tuple(
+    name for name in hashlib.algorithms_guaranteed if not name.startswith("shake") and name not in _WEAK
+)
 _REDIRECTIONS = 10
 _REMEDY = "Check the network, and try again."
 
@@ -148,7 +152,7 @@ class _Download:
     ) -> None:
         self._downloads, self._url, self._path = downloads, url, path
         self._allowed = allowed
-        self._expected = {name: hashes[name].lower() for name in _STRONGEST if hashes.get(name)}
+        self._expected = {name: hashes[name].lower() for name in _checkable(hashes)}
         self._size = size
         self._file = path.name
         self._etag = ""
@@ -286,6 +290,11 @@ def retry_after(response: urllib3.BaseHTTPResponse) -> float:
     return 0
 
 
+def _checkable(hashes: Mapping[str, str]) -> list[str]:
+    """The algorithms to check by: the strong ones, and only where there are none the weak."""
+    return [name for name in _CHECKED if hashes.get(name)] or [name for name in _WEAK if hashes.get(name)]
+
+
 def sha256(path: Path) -> str:
     """The digest of a file."""
     digest = hashlib.sha256()
@@ -309,7 +318,7 @@ def checked(
 ) -> str:
     """The SHA-256 of a file of this machine. Raises IntegrityError where it is another than was announced, and
     PackhorseError where it cannot be read."""
-    names = {"sha256", *allowed, *(name for name in _STRONGEST if name in hashes)}
+    names = {"sha256", *allowed, *_checkable(hashes)}
     digests = {name: hashlib.new(name) for name in names}
     try:
         with open(path, "rb") as content:

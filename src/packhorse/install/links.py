@@ -151,7 +151,10 @@ class _Page(HTMLParser):
         if tag == "base" and target:
             self._base = urljoin(self._base, target)
         elif tag == "a" and target:
-            url = urljoin(self._base, target.strip())
+            try:
+                url = urljoin(self._base, target.strip())
+            except ValueError:  # no URL
+                return
             name = _base(url)
             if name.endswith(".whl") and url.startswith(("http://", "https://")):
                 self.links.append(Link(name, url))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from packaging.utils import canonicalize_name
 
 from packhorse import config_values
 from packhorse.errors import ConfigError
-from packhorse.install.chosen import Chosen
+from packhorse.install.chosen import Chosen, without_secret
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import without_credentials
 
 if TYPE_CHECKING:
     from packaging import pylock
+    from packaging.tags import Tag
 
 _TOOL = "packhorse"
 _ASK = """\
@@ -99,7 +100,7 @@ def _package(chosen: Chosen, directory: Path) -> pylock.Package:
     if vcs := direct.get("vcs_info"):
         repository = pylock.PackageVcs(
             type=vcs["vcs"],
-            url=without_credentials(chosen.url),
+            url=without_secret(chosen.url),
             requested_revision=vcs.get("requested_revision"),
             commit_id=vcs["commit_id"],
             subdirectory=subdirectory,
@@ -156,11 +157,26 @@ def chosen_by(
     try:
         document = pylock.Pylock.from_dict(_allowed(_read(path), allowed))
         selected = list(document.select(environment=target.environment, tags=tags))  # type: ignore[arg-type]
-        return [_chosen(package, file, Path(path).parent) for package, file in selected]
+        chosen = [_chosen(package, file, Path(path).parent) for package, file in selected]
     except (pylock.PylockValidationError, pylock.PylockUnsupportedVersionError) as error:
         raise ConfigError(f"{name} is not a lock file that can be read: {error}.", _REMEDY) from error
     except pylock.PylockSelectError as error:
         raise ConfigError(f"{name} has nothing for the worker's Python: {error}", _REMEDY) from error
+    fitting = frozenset(tags)
+    for each in chosen:
+        # An archive is chosen without a look at its name (PEP 751).
+        if each.direct is not None and each.is_wheel and fitting.isdisjoint(_tags(each.file)):
+            raise ConfigError(f"{name}: {each.file} does not fit the worker's Python.", _REMEDY)
+    return chosen
+
+
+def _tags(file: str) -> Collection[Tag]:
+    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+    try:
+        return parse_wheel_filename(file)[3]
+    except InvalidWheelFilename:
+        return ()
 
 
 def _allowed(document: dict[str, Any], allowed: Mapping[str, Mapping[str, frozenset[str]]]) -> dict[str, Any]:
@@ -220,4 +236,4 @@ def _direct(name: str, version: str, url: str, direct: dict[str, Any], subdirect
 def _url(file: Any, base: Path) -> str:
     path = getattr(file, "path", None)
     url: str | None = getattr(file, "url", None)
-    return Path(os.path.abspath(base / path)).as_uri() if path else url or ""
+    return Path(os.path.abspath(base / path)).as_uri() if path else without_secret(url or "")

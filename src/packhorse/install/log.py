@@ -27,7 +27,12 @@ _SIGNED = re.compile(
 
 def without_credentials(text: str) -> str:
     """`text` with the user part and the signing parameters of every URL taken out."""
-    return _SIGNED.sub(r"\1=", _USER.sub("", text))
+    return without_signature(_USER.sub("", text))
+
+
+def without_signature(text: str) -> str:
+    """`text` with the signing parameters of every URL taken out."""
+    return _SIGNED.sub(r"\1=", text)
 
 
 class Log:

@@ -22,6 +22,8 @@ _INCLUDE = re.compile(r"(?:(-r|-c)\s*|(--requirement|--constraint)(?:\s+|\s*=\s*
 _SOURCES = re.compile(
     r"(-i|-f|--(index-url|extra-index-url|find-links|no-index|trusted-host|no-binary|only-binary|pre|prefer-binary)\b)"
 )
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _LINKS = re.compile(r"(-f\s*|--find-links(?:\s+|\s*=\s*))(\S.*)")
 
 
@@ -148,14 +150,14 @@ def included(line: Line, content: bytes) -> Iterator[Line]:
 
 
 def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> Iterator[Line]:
-    for line in _COMMENT.sub("", re.sub(r"\\\r?\n", "", content)).splitlines():
-        text = " ".join(line.split())
+    for line in _joined(content):
+        text = " ".join(_COMMENT.sub("", line).split())
         include = _INCLUDE.fullmatch(text)
         if include is None:
             if text:
                 yield Line(kind, text, path)
             continue
-        target = _unquoted(include[3])
+        target = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), _unquoted(include[3]))
         if "://" not in target:
             target = os.path.join(os.path.dirname(path), target)
         wanted = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind
@@ -163,6 +165,19 @@ def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> I
             yield Line(wanted, target, path, remote=True)
         else:
             yield from _lines(target, wanted, seen)
+
+
+def _joined(content: str) -> Iterator[str]:
+    """The lines, those joined that end in a backslash; a comment never goes on."""
+    before = ""
+    for line in content.splitlines():
+        comment = _COMMENT.match(line)
+        if line.endswith("\\") and not comment:
+            before += line.rstrip("\\")
+            continue
+        yield f"{before} {line}" if comment else before + line
+        before = ""
+    yield before
 
 
 def _unquoted(text: str) -> str:
@@ -177,8 +192,9 @@ def _read(path: str) -> str:
 
 
 def _text(content: bytes) -> str:
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError:
         return content.decode("latin-1")
 

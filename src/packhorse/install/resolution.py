@@ -6,6 +6,7 @@ Knows nothing of how files are fetched or installed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,8 @@ class Resolution:
         environment = self._environment
         wheels = [text for each in environment.wheels for text in (each.url, *each.find_links)]
         texts = [*(line.text for line in self._given), *environment.dependencies, *wheels]
+        if environment.lock and os.path.exists(environment.lock):  # it may be written only now
+            texts.append(requirements.read_bytes(environment.lock).decode(errors="replace"))
         engine = self._engine
         return access.access(engine.pip_settings, texts, engine.pip_environ, engine.command.python)
 

@@ -91,7 +91,7 @@ def _record(packages: Path, changed: dict[str, bytes]) -> None:
 
 
 def _row(row: list[str], changed: dict[str, bytes]) -> list[str]:
-    path = re.fullmatch(r"(?:(?:\.\./)+)?bin/([^/]+)", row[0]) if row else None
+    path = re.fullmatch(r"(?:\./|(?:\.\./)+)?bin/([^/]+)", row[0]) if row else None
     if path is None or path[1] not in changed:
         return row
     content = changed[path[1]]

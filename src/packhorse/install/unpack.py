@@ -6,20 +6,27 @@ two installations share their bytes; and that no file is written through a hard 
 
 from __future__ import annotations
 
+import base64
 import calendar
+import configparser
 import contextlib
 import csv
+import hashlib
 import os
+import posixpath
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from packhorse.errors import PackhorseError
 from packhorse.install import process, wheels
+from packhorse.install.downloads import RefusedError
 from packhorse.install.interpreter import Interpreter
-from packhorse.install.log import Log
+from packhorse.install.log import Log, without_signature
 
 if TYPE_CHECKING:
     from installer.destinations import SchemeDictionaryDestination
@@ -60,29 +67,44 @@ def unpack(
     metadata: Mapping[str, bytes],
     digest: str,
     before: Callable[[], None] = lambda: None,
+    settle: Callable[[Path, Path], None] = os.replace,
 ) -> str:
     """Install the wheel's files, with `metadata` (name in its dist-info → content) besides, without bytecode.
 
-    Returns the name of its dist-info. `digest` is the wheel's SHA-256. `before` is called before each file, and may raise. Raises PackhorseError where the file is no whole wheel, OSError where it cannot be written.
+    Returns the name of its dist-info. `digest` is the wheel's SHA-256. `before` is called before each file, and may
+    raise; `settle` moves one that is written to its place. Raises PackhorseError where the file is no whole wheel,
+    RefusedError where pip has to install it, OSError where it cannot be written.
     """
     import installer
     from installer.exceptions import InstallerError
     from installer.sources import WheelFile
 
+    class Source(WheelFile):
+        @cached_property
+        def data_dir(self) -> str:
+            # As pip: by its end. A wheel that was renamed has another version in its name.
+            tops = {name.partition("/")[0] for name in self._zipfile.namelist()}
+            return next((top for top in tops if top.endswith(".data")), super().data_dir)
+
     # It says so of each file of bytecode that it leaves out. All is compiled here.
     warnings.filterwarnings("ignore", r"Skip installing .*__pycache__", RuntimeWarning)
     try:
-        with WheelFile.open(wheel) as source:
+        with Source.open(wheel) as source:
             installer.install(
-                source, _destination(wheel, directory, interpreter, digest, before), dict(metadata)
+                source, _destination(wheel, directory, interpreter, digest, before, settle), dict(metadata)
             )
             return source.dist_info_dir
+    except configparser.Error as error:  # nothing was written yet
+        raise RefusedError(f"its entry points cannot be read here ({error})") from error
     except (
         InstallerError,
         ValueError,
         KeyError,
+        AssertionError,  # installer's word for an entry point that names no function
+        RuntimeError,  # zipfile's, for a password or a compression that it does not know
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
+        zlib.error,
         EOFError,
     ) as error:
         raise PackhorseError(
@@ -91,11 +113,17 @@ def unpack(
 
 
 def _destination(
-    wheel: Path, directory: Path, interpreter: Interpreter, digest: str, before: Callable[[], None]
+    wheel: Path,
+    directory: Path,
+    interpreter: Interpreter,
+    digest: str,
+    before: Callable[[], None],
+    settle: Callable[[Path, Path], None],
 ) -> SchemeDictionaryDestination:
     from installer.destinations import SchemeDictionaryDestination
+    from installer.records import RecordEntry
 
-    time = _time(wheel, digest)
+    time, temporary = _time(wheel, digest), f".{digest[:16]}"
 
     class Destination(SchemeDictionaryDestination):
         def write_to_fs(
@@ -103,11 +131,15 @@ def _destination(
         ) -> RecordEntry:
             before()
             place = self._path_with_destdir(scheme, path)
-            with contextlib.suppress(FileNotFoundError):
-                place.unlink()  # another distribution's, perhaps a hard link
-            entry = super().write_to_fs(scheme, path, stream, is_executable)
-            os.utime(place, (time, time))
-            return entry
+            os.makedirs(place.parent, exist_ok=True)
+            # Renamed into its place: another wheel may bring the same file at the same moment, and what lies there
+            # may be a hard link.
+            own = posixpath.join(posixpath.dirname(path), temporary)
+            entry = super().write_to_fs(scheme, own, stream, is_executable)
+            written = self._path_with_destdir(scheme, own)
+            os.utime(written, (time, time))
+            settle(written, place)
+            return RecordEntry(path, entry.hash_, entry.size)
 
     base = os.fspath(directory)
     name = wheel.name.partition("-")[0]
@@ -130,10 +162,13 @@ def _time(wheel: Path, digest: str) -> int:
     Many wheels have the same time in all versions; what is cached by time and size must not outlive a version.
     """
     with zipfile.ZipFile(wheel) as archive:
-        newest = max(
-            (calendar.timegm((*each.date_time, 0, 0, 0)) for each in archive.infolist()), default=86400
-        )
+        newest = max((_seconds(*each.date_time) for each in archive.infolist()), default=86400)
     return newest - int(digest[:8], 16) % 86400
+
+
+def _seconds(year: int, month: int, day: int, *time: int) -> int:
+    """Since 1970; a month and a day of 0 are what writers put there that know no time."""
+    return calendar.timegm((year, min(max(month, 1), 12), max(day, 1), *time, 0, 0, 0))
 
 
 def compile_sources(
@@ -183,6 +218,40 @@ def recorded(info: Path) -> Iterator[str]:
             below = wheels.place(PurePosixPath(row[0])) if row else None
             if below is not None:
                 yield str(below)
+
+
+def hide_signatures(directory: Path) -> None:
+    """Take the signing parameters of URLs out of what pip notes of where a distribution came from."""
+    for file in directory.glob("*.dist-info/direct_url.json"):
+        told = file.read_text(encoding="utf-8")
+        hidden = without_signature(told)
+        if hidden != told:
+            file.write_text(hidden, encoding="utf-8")
+            record, path = file.with_name("RECORD"), f"{file.parent.name}/{file.name}"
+            with open(record, encoding="utf-8", newline="") as lines:
+                rows = list(csv.reader(lines))
+            with open(record, "w", encoding="utf-8", newline="") as lines:
+                content = hidden.encode()
+                row = [path, _recorded_digest(content), str(len(content))]
+                csv.writer(lines, lineterminator="\n").writerows(
+                    row if each[:1] == [path] else each for each in rows
+                )
+
+
+def _recorded_digest(content: bytes) -> str:
+    return f"sha256={base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()}"
+
+
+def as_recorded(paths: Iterable[str], which: Collection[str], directory: Path) -> bool:
+    """Whether those files of a distribution, its `paths`, that are among `which` are the ones of its RECORD."""
+    info = next(PurePosixPath(path).parent for path in paths if path.endswith(".dist-info/RECORD"))
+    with open(directory / info / "RECORD", encoding="utf-8", newline="") as record:
+        for path, digest, *_ in filter(None, csv.reader(record)):
+            below = str(wheels.place(PurePosixPath(path)))
+            known = below in which and digest.startswith("sha256=")
+            if known and digest != _recorded_digest((directory / below).read_bytes()):
+                return False
+    return True
 
 
 def _record_bytecode(directory: Path, info: str, sources: Sequence[str]) -> None:
