@@ -6,11 +6,14 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from tests.conftest import Packhorse
+
+from packhorse.root import Root
 
 
 @pytest.fixture
@@ -43,6 +46,50 @@ def test_a_full_stdout_ends_a_command_with_5_and_no_traceback(packhorse: Packhor
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
     assert "no space left" in done.stderr
+
+
+def test_a_reader_that_goes_away_ends_a_command_with_141(packhorse: Packhorse) -> None:
+    done = _shell(packhorse, "(sleep 0.2; packhorse status; echo $? >code) | true; cat code")
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_paths_that_are_not_utf_8_are_shown(packhorse: Packhorse, tmp_path: Path) -> None:
+    root = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    done = packhorse("status", "--json", "--root", root)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["root"] == root
+    strict = packhorse("status", "--root", root, env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert strict.returncode == 0, strict.stderr
+    assert "\\udcff" in strict.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "exec", "profile"])
+def test_stdout_is_the_childs_also_where_the_command_is_left_out(packhorse: Packhorse, command: str) -> None:
+    done = packhorse(command, "--json")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "--json" not in packhorse(command, "--help").stdout
+
+
+@pytest.mark.namespaces
+def test_a_pull_that_is_process_1_ends_when_it_is_told_to(packhorse: Packhorse, root_path: Path) -> None:
+    (root_path / "models").mkdir(parents=True, mode=0o700)
+    root_path.chmod(0o700)
+    (root_path / "models" / "weights").write_text("weights")
+    assert packhorse("push").returncode == 0
+    with Root.open(root_path).writing():  # the pull waits for us
+        process = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *packhorse.command, "pull"],
+            cwd=packhorse.directory,
+            env={**packhorse.environ},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        assert "waiting for" in process.stderr.readline()
+        [first] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        process.stderr.close()
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])

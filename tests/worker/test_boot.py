@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from tests.conftest import Packhorse
-from tests.install.index import Index
+from tests.install.index import Index, Stall
 from tests.servers import S3Server
 from tests.transfer.workers import another_boot
+from tests.worker.conftest import until
 
 from packhorse.snapshot.index import flush
 
@@ -138,6 +139,28 @@ def test_of_workers_that_boot_at_once_one_builds(
         assert (process.returncode, output) == (0, "1.0\n"), errors
     actions = [json.loads((tmp_path / f"{n}.json").read_bytes())["boot"]["action"] for n in range(3)]
     assert sorted(actions) == ["installed", "pulled", "pulled"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_that_is_told_to_end_while_it_installs_lets_go_of_the_lease(
+    packhorse: Packhorse,
+    configured: Callable[..., None],
+    index: Index,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    index.fail("tiny-1.0-py3-none-any.whl", Stall(after=10))
+    process = subprocess.Popen(
+        [*packhorse.command, "run", "--root", str(tmp_path / "root"), "--", "true"],
+        env={**packhorse.environ},
+        cwd=packhorse.directory,
+        stderr=subprocess.DEVNULL,
+    )
+    leases = tmp_path / "store" / "leases"
+    until(lambda: list(leases.rglob("*.held")) and index.requests)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert [path for path in leases.rglob("*") if path.is_file()] == []
 
 
 def test_a_tag_without_a_snapshot_fails_where_the_configuration_says_so(

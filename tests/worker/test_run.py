@@ -143,6 +143,18 @@ def test_a_reader_of_stderr_that_goes_away_disturbs_nothing(start: Start, packho
     assert supervisor.wait() == 3
 
 
+def test_a_reader_of_stderr_that_reads_nothing_keeps_no_signal_away(
+    start: Start, packhorse: Packhorse
+) -> None:
+    started = start(
+        *("run", "--", "sleep", "1000"),
+        before=("bash", "-c", 'exec 2> >(exec sleep 1000); head -c 65536 /dev/zero >&2; exec "$@"', "bash"),
+    )
+    until(lambda: Path(f"/proc/{started.pid}/wchan").read_text() == "anon_pipe_write")
+    started.send(signal.SIGTERM)
+    assert started.wait() == 128 + signal.SIGTERM
+
+
 # --- what the command is told, and what stays behind ---
 
 
@@ -289,6 +301,16 @@ def test_a_status_file_that_cannot_be_written_is_an_error_before_the_command_run
     assert not (packhorse.directory / "ran").exists()
 
 
+def test_a_pipe_is_not_replaced_by_the_status_file(packhorse: Packhorse) -> None:
+    pipe = packhorse.directory / "pipe"
+    os.mkfifo(pipe)
+    done = packhorse("run", "--status-file", pipe, "--", "touch", "ran")
+    assert done.returncode == 125
+    assert "device or a pipe" in done.stderr
+    assert pipe.is_fifo()
+    assert not (packhorse.directory / "ran").exists()
+
+
 def test_the_status_file_tells_that_the_command_could_not_be_started(packhorse: Packhorse) -> None:
     file = packhorse.directory / "status.json"
     packhorse("run", "--status-file", file, "--", "no-such-command")
@@ -350,6 +372,19 @@ def test_a_signal_during_boot_ends_it(
     assert not (packhorse.directory / "ran").exists()
     assert status(file)["exit_code"] == 128 + number
     assert ephemeral(root_path) == []
+
+
+@pytest.mark.usefixtures("pushed")
+def test_a_boot_that_is_killed_is_told(start: Start, packhorse: Packhorse, root_path: Path) -> None:
+    root = Root.open(root_path)
+    with root.writing():  # the pull waits for us
+        supervisor = start("run", "--", "touch", "ran")
+        until(lambda: "waiting for" in supervisor.errors())
+        [boot] = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
+        os.kill(int(boot), signal.SIGKILL)
+        assert supervisor.wait() == 125
+    assert "The process that restores was" in supervisor.errors()
+    assert not (packhorse.directory / "ran").exists()
 
 
 @pytest.mark.usefixtures("pushed")
@@ -420,6 +455,32 @@ def test_what_changed_is_saved_after_sigterm(start: Start, packhorse: Packhorse,
     assert supervisor.wait() == 128 + signal.SIGTERM
     assert _saved(packhorse, root_path, MODEL)
     assert ephemeral(root_path) == []
+
+
+@pytest.mark.namespaces
+def test_what_changed_is_saved_although_the_disk_is_full(packhorse: Packhorse, root_path: Path) -> None:
+    root_path.mkdir()
+    fills = "head -c 40M /dev/zero >$PACKHORSE_ROOT/tmp/fill; exit 9"
+    words = [*packhorse.command, "run", "--", "sh", "-c", f"{SAVES}; {fills}"]
+    done = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f'mount -t tmpfs -o size=8m,mode=0700 tmpfs {root_path} && exec "$@"',
+            "sh",
+            *words,
+        ],
+        cwd=packhorse.directory,
+        env={**packhorse.environ, **SAVING},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 9, done.stderr
+    assert "full" in done.stderr
+    assert _saved(packhorse, root_path, MODEL)
 
 
 def test_exec_saves_nothing(packhorse: Packhorse, root_path: Path) -> None:
