@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from tests.conftest import Packhorse
+from tests.conftest import Packhorse, unprivileged
 
 from packhorse.root import Root
 
@@ -156,11 +155,7 @@ def test_one_entry_is_told_in_the_singular(packhorse: Packhorse, root_path: Path
 
 def _unprivileged(packhorse: Packhorse) -> Packhorse:
     """The command, for which permissions count even where it is root's."""
-    if os.geteuid():
-        return packhorse
-    assert shutil.which("setpriv")
-    powers = "-dac_override,-dac_read_search"
-    prefix = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}", "--"]
+    prefix = unprivileged()
 
     class Without(Packhorse):
         @property
@@ -208,3 +203,16 @@ def test_packages_that_may_not_be_read_are_not_pushed_in_part(packhorse: Packhor
     finally:
         closed.chmod(0o700)
     assert json.loads(packhorse("snapshots", "--json").stdout) == {"snapshots": []}
+
+
+def test_a_file_of_the_packages_that_may_not_be_read_is_named_as_such(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    packhorse("status")
+    (root_path / "packages" / "module.py").write_text("")
+    (root_path / "packages" / "secret.py").write_text("secret")
+    (root_path / "packages" / "secret.py").chmod(0)
+    done = _unprivileged(packhorse)("push")
+    assert done.returncode == 1
+    assert "packages/secret.py may not be read by this user." in done.stderr
+    assert "Change its owner or its mode" in done.stderr

@@ -21,7 +21,7 @@ from packhorse.snapshot.contents import Before, content_of
 from packhorse.snapshot.index import Index
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
 from packhorse.snapshot.reader import Tree
-from packhorse.snapshot.scan import Found, look, scan
+from packhorse.snapshot.scan import Found, look, readable, scan
 from packhorse.snapshot.writer import PACK_MOST, Placed, Written, placement_of, write
 
 
@@ -269,6 +269,21 @@ def test_a_scan_names_everything_by_its_kind(base: Path, monkeypatch: pytest.Mon
     assert look(os.fsencode(base), b"link") == found[2]
     assert look(os.fsencode(base), b"nothing") is None
     assert look(os.fsencode(base), b"directory/file/below") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("models/é ü 漢字.bin".encode(), "models/é ü 漢字.bin"),
+        (b"a\x1b]0;title\x07", "a\\x1b]0;title\\x07"),
+        (b"two\nlines\r\t\x00\x7f", "two\\x0alines\\x0d\\x09\\x00\\x7f"),
+        ("\x9b31m".encode(), "\\x9b31m"),
+        (b"\xff\xfe\x9b", "\\xff\\xfe\\x9b"),
+    ],
+    ids=["letters", "escapes", "line breaks", "C1", "no UTF-8"],
+)
+def test_a_path_is_shown_without_what_a_terminal_obeys(path: bytes, shown: str) -> None:
+    assert readable(path) == shown
 
 
 @pytest.mark.parametrize(

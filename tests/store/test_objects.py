@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import unprivileged
 from tests.servers import S3Server
 
 from packhorse.config import Storage
@@ -138,3 +141,41 @@ def test_why_a_store_cannot_be_reached_is_told(seaweedfs: S3Server, endpoint: st
     with pytest.raises(UnreachableError) as raised:
         store.list("tags/")
     assert raised.value.what == f"The store s3://bucket/prefix cannot be reached: {reason}."
+
+
+_TRIES = """
+import os, sys
+from packhorse.config import Storage
+from packhorse.errors import PackhorseError
+from packhorse.store.objects import Store
+store = Store(Storage(url=sys.argv[1]), {})
+for ask in (
+    lambda: store.put("closed/b", b""),
+    lambda: store.put("read-only/b", b""),
+    lambda: store.get("read-only/a"),
+    lambda: store.list("closed/"),
+):
+    try:
+        ask()
+    except PackhorseError as error:
+        print(error.exit_code, error.what)
+"""
+
+
+def test_a_directory_that_may_not_be_used_is_told_from_one_that_is_out_of_reach(tmp_path: Path) -> None:
+    url = (tmp_path / "store").as_uri()
+    store = Store(Storage(url=url), {})
+    for key in ("closed/a", "read-only/a"):
+        store.put(key, b"")
+    (tmp_path / "store/read-only/a").chmod(0)
+    (tmp_path / "store/read-only").chmod(0o555)
+    (tmp_path / "store/closed").chmod(0)
+    words = [*unprivileged(), sys.executable, "-c", _TRIES, url]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    finally:
+        (tmp_path / "store/closed").chmod(0o755)
+    assert done.stdout.splitlines() == [
+        f"6 The store {url} cannot be used: permission denied for {key}."
+        for key in ("closed/b", "read-only/b", "read-only/a", "closed/")
+    ]

@@ -12,7 +12,7 @@ from tests.servers import S3Server
 
 from packhorse.config import Storage
 from packhorse.store import soonest as module
-from packhorse.store.objects import Store
+from packhorse.store.objects import NotFoundError, Store
 from packhorse.store.soonest import soonest
 
 Heard = Callable[[], None]
@@ -70,6 +70,22 @@ def test_a_connection_that_stalls_keeps_nobody_from_the_first_byte_or_the_time(s
         ):
             store = Store(Storage(url=url, endpoint=f"http://{faulty.host}"), seaweedfs.environ())
             assert work(store)
+        assert faulty.broken == 2
+
+
+@pytest.mark.timeout(25)
+def test_a_connection_that_stalls_keeps_nobody_from_hearing_that_there_is_nothing(
+    seaweedfs: S3Server,
+) -> None:
+    url = f"s3://{seaweedfs.new_bucket()}/somewhere"
+    server = seaweedfs.endpoint.removeprefix("http://")
+
+    with relay(server, lambda number: Fault("stall", 0) if number in (0, 2) else None) as faulty:
+        store = Store(Storage(url=url, endpoint=f"http://{faulty.host}"), seaweedfs.environ())
+        assert not store.has("packs/a")
+        store = Store(Storage(url=url, endpoint=f"http://{faulty.host}"), seaweedfs.environ())
+        with pytest.raises(NotFoundError):
+            store.modified("packs/a")
         assert faulty.broken == 2
 
 

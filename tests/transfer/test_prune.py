@@ -251,6 +251,28 @@ def test_a_snapshot_that_is_kept_keeps_the_shared_files_of_its_time(new_worker: 
     restores(worker, expected, snapshot, directory="models")
 
 
+def test_of_additions_with_one_stamp_none_is_folded_without_the_others(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may tell times by the second. Which of them counts hangs on digests, and a fold has another one."""
+    oldest, *twins = (new_worker(name) for name in ("oldest", "one", "two"))
+    oldest.write("models/file", "oldest") if oldest.root else None
+    oldest.push()
+    [entry] = tags.read_tag(oldest.store, "main")
+    together = f"{int(entry.stamp) - 1000:014d}"
+    monkeypatch.setattr(tags, "stamp_after", lambda moment, newest: together)
+    for twin in twins:
+        twin.write("models/file", twin.path.name) if twin.root else None
+        twin.push(directories=("models",))
+    before, after = new_worker("before"), new_worker("after")
+    before.pull()
+    assert [each.stamp for each in tags.read_tag(oldest.store, "main")].count(together) == 2
+    assert pruned(oldest, 1, limit=AT_ONCE).folded == 0
+    assert [each.stamp for each in tags.read_tag(oldest.store, "main")].count(together) == 2
+    after.pull()
+    assert after.read("models/file") == before.read("models/file")
+
+
 # --- when ---
 
 
@@ -315,6 +337,27 @@ def test_placements_that_count_no_more_and_dead_leases_go_after_two_days(new_wor
     newest = min(keys(worker, "placements"))
     pruned(worker)
     assert keys(worker, "placements", "leases") == {newest}
+
+
+def test_what_killed_puts_left_in_a_directory_goes_after_a_day(new_worker: NewWorker) -> None:
+    worker = new_worker()
+    version(worker, 0)
+    directory = worker.storage.directory
+    assert directory is not None
+    old, young = directory / f"packs/{'ab' * 32}#1", directory / f"packs/{'cd' * 32}#12"
+    others = [directory / "packs/notes#", directory / "#1"]
+    for path in (old, *others):
+        path.write_bytes(b"unfinished")
+    age(worker, 25)
+    young.write_bytes(b"unfinished")
+    before = keys(worker)
+    pruned(worker, dry_run=True)
+    assert old.exists()
+    pruned(worker)
+    assert not old.exists()
+    assert young.exists(), "it may still grow"
+    assert all(path.exists() for path in others)
+    assert keys(worker) >= {key for key in before if key.startswith(("packs/", "tags/"))}
 
 
 def test_too_old_a_beginning_is_refused() -> None:
@@ -537,6 +580,35 @@ def test_a_push_does_not_rely_on_what_may_be_deleted_at_any_moment(new_worker: N
         pruned(worker)
         restores(worker, expected)
     assert worker.push().pushed == []
+
+
+def test_a_push_goes_back_to_what_is_stored_beside_a_manifest_that_is_deleted_meanwhile(
+    new_worker: NewWorker,
+) -> None:
+    worker, old = new_worker("root"), new_worker("old")
+    assert worker.root
+    for number in range(400):
+        worker.write(f"packages/package{number % 7}/module{number}.py", NOISE.randbytes(300))
+    settle(worker.path / "packages")
+    worker.push()
+    first = worker.root.state().manifest
+    age(worker, 25)
+    worker.write("packages/package3/module3.py", NOISE.randbytes(1000))
+    worker.push()
+    second = worker.root.state().manifest
+    assert documents.base_of(worker.store.get(f"manifests/{second}")) == first
+    old.pull()
+    shutil.rmtree(worker.path / "packages")
+    version(worker, 3)
+    pruned(worker, 1)
+    assert f"manifests/{first}" in condemned.marks(worker.store)
+    age(worker, 49)
+    results: list[PruneResult] = []
+    old.push(progress=Meanwhile(lambda: results.append(pruned(worker, 1))))
+    assert results[0].deleted > 0
+    assert f"manifests/{first}" not in keys(worker, "manifests")
+    assert old.root.state().manifest == second, "what was there already"
+    restores(worker, persistent(old.path)["packages"])
 
 
 def test_two_prunes_at_once_do_no_harm(any_worker: NewWorker) -> None:

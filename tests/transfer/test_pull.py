@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -321,6 +322,26 @@ def test_packages_in_use_stay_and_what_was_fetched_is_kept_for_the_next_pull(
     assert not second.root.staging.exists()
 
 
+def test_a_pull_that_fails_leaves_no_file_open(first: Worker, new_worker: NewWorker) -> None:
+    first.push()
+    for file in _objects(first, "packs"):
+        file.write_bytes(bytes(file.stat().st_size))
+    second = new_worker("second")
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            second.pull()
+        assert [path for path in _opened() if path.startswith(str(second.path))] == []
+
+
+def _opened() -> list[str]:
+    """The paths of all that this process has open."""
+    paths = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            paths.append(os.readlink(f"/proc/self/fd/{name}"))
+    return paths
+
+
 # --- kills ---
 
 
@@ -552,6 +573,27 @@ def test_a_disk_with_inodes_enough_or_without_a_limit_takes_a_snapshot(
     [done] = on_small_disk(f"size={500 * MB},{limit}", [*packhorse.command, "pull"])
     assert done.code == 0, done.errors
     assert done.packages
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("name", ["packages", "models"])
+def test_a_directory_that_lies_on_another_disk_is_told_before_anything_is_fetched(
+    first: Worker, new_worker: NewWorker, packhorse: Packhorse, name: str
+) -> None:
+    first.push()
+    for pack in _objects(first, "packs"):
+        pack.unlink()
+    second = new_worker("second")
+    assert second.root
+    script = 'mount -t tmpfs -o mode=0700 tmpfs "$1" && shift && exec "$@"'
+    pull = [*packhorse.command, "pull", "--root", second.path, "--store", second.storage.url]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", second.path / name, *pull],
+        cwd=packhorse.directory, env=packhorse.environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"{second.path}/{name} lies on another disk than the root." in done.stderr
+    assert second.names() == second.names("packages") == []
 
 
 FILLS_UP = """

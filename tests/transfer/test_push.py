@@ -186,6 +186,67 @@ def test_what_a_deadline_leaves_out_is_named_and_saved_by_the_next_push(
     assert persistent(second.path) == persistent(first.path)
 
 
+def test_a_large_file_that_takes_long_to_compare_keeps_no_other_from_being_saved_in_time(
+    first: Worker, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from packhorse.snapshot import contents
+
+    (first.path / "models/model").unlink()
+    large, small = first.write("models/large", NOISE.randbytes(20 * MB)), first.write("models/small", "one")
+    settle(first.path / "models")
+    first.push()
+    with large.open("r+b") as file:
+        file.write(b"changed")
+    small.write_text("two")
+    late = 0.0
+    clock, looks = time.monotonic, contents.is_hole
+
+    def is_hole(descriptor: int, runs: Sequence[tuple[int, int]]) -> bool:
+        nonlocal late
+        late += 400  # seconds for each of three parts
+        return looks(descriptor, runs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: clock() + late)
+        patch.setattr(contents, "is_hole", is_hole)
+        result = first.push(directories=("models",), deadline=time.monotonic() + 600)
+    assert late > 0
+    assert (result.pushed, result.unsaved) == (["shared"], ["models/large"])
+    second = new_worker("second")
+    second.pull()
+    assert second.read("models/small") == "two"
+    assert (second.path / "models/large").read_bytes() != large.read_bytes()
+    assert first.push(directories=("models",)).unsaved == []
+    second.pull()
+    assert (second.path / "models/large").read_bytes() == large.read_bytes()
+
+
+@pytest.mark.parametrize("depth", [20, 25])
+def test_what_has_too_long_a_path_is_left_out_and_named(
+    first: Worker, new_worker: NewWorker, depth: int
+) -> None:
+    """Also what has room here, but would not have it at every worker."""
+    name = "d" * 180
+    directory = os.open(first.path / "models", os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=directory)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = deeper
+        os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=directory))
+    os.close(directory)
+    assert first.push().pushed == ["packages", "shared"]
+    [told] = first.warnings
+    assert told.startswith(f"models/{name}/{name}/")
+    assert "whose path is too long; it is not saved" in told
+    second = new_worker("another worker, whose root has a longer path")
+    second.pull()
+    assert second.names()[-1] == "model"
+    assert second.names()[0].endswith("/file")
+    assert 10 < len(second.names()) < 20
+    assert first.push().pushed == []
+
+
 def test_a_root_that_a_pull_left_unfinished_saves_no_packages(first: Worker, new_worker: NewWorker) -> None:
     import msgspec
 
@@ -273,6 +334,48 @@ def test_what_a_pull_records_while_a_push_comes_to_its_end_stays(new_worker: New
     here.pull()
     assert here.root.state().snapshot != theirs.snapshot
     assert here.push().pushed == []
+
+
+def test_a_pull_that_ends_while_a_push_writes_a_copy_of_its_manifest_leaves_that_alone(
+    new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = new_worker()
+    worker.write("models/a", "1") if worker.root else None
+    worker.push()
+    worker.write("models/b", "2")
+    rename = os.rename
+    pulled: list[object] = []
+
+    def meanwhile(source: Path, target: Path) -> None:
+        if "/.packhorse/manifests/" in str(target) and not pulled:
+            pulled.append(None)
+            pulled.append(worker.pull())  # of another process
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", meanwhile)
+    assert worker.push().pushed == ["shared"]
+    assert len(pulled) == 2
+
+
+def test_a_pull_may_find_that_a_push_finished_its_copy_of_a_manifest(
+    first: Worker, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first.push()
+    second = new_worker("second")
+    copies, listdir = second.root.private / "manifests", os.listdir
+    listed: list[object] = []
+
+    def meanwhile(path: object = ".") -> list[str]:
+        names = listdir(path)  # type: ignore[call-overload]
+        if str(path) == str(copies):
+            listed.append(path)
+            names += [".0123.abcd", "0123"]  # gone again since
+        return list(names)
+
+    monkeypatch.setattr(os, "listdir", meanwhile)
+    second.pull()
+    assert listed
+    assert second.root.state().state == "complete"
 
 
 @pytest.mark.timeout(60)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.conftest import unprivileged
 from tests.transfer.conftest import NewWorker
 from tests.transfer.workers import LONG_AGO, Worker, persistent
 
@@ -319,24 +322,114 @@ def test_a_pull_killed_between_its_renames_leaves_nothing_that_looks_changed_her
     assert persistent(second.path) == persistent(first.path)
 
 
-def killed_at_rename(worker: Worker, path: str) -> None:
+def test_a_new_directory_that_a_killed_pull_left_closed_is_opened_by_the_next(
+    pair: tuple[Worker, Worker],
+) -> None:
+    first, second = pair
+    for name in ("a", "b"):
+        first.write(f"models/hub/{name}", name)
+    (first.path / "models/hub").chmod(0o755)
+    first.push()
+    killed_at_rename(second, "models/hub/a")
+    assert _mode(second, "models/hub") == 0o700
+    assert second.push(directories=("models",)).pushed == [], "nobody closed it"
+    assert second.pull().kept == []
+    assert _mode(second, "models/hub") == 0o755
+    assert persistent(second.path) == persistent(first.path)
+
+
+def test_a_new_directory_that_a_failed_pull_left_closed_is_opened_by_the_next(
+    pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    for name in ("a", "b"):
+        first.write(f"models/hub/{name}", name)
+    (first.path / "models/hub").chmod(0o755)
+    first.push()
+    rename = os.rename
+
+    def fails(source: bytes, target: bytes) -> None:
+        if os.fsencode(target).endswith(b"models/hub/b"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            second.pull()
+    assert second.names() == ["a", "dir/b", "hub/a"]
+    assert second.push(directories=("models",)).pushed == []
+    assert second.pull().kept == []
+    assert persistent(second.path) == persistent(first.path)
+
+
+def test_a_read_only_directory_that_a_killed_pull_left_open_is_closed_by_the_next(
+    pair: tuple[Worker, Worker],
+) -> None:
+    first, second = pair
+    directory = first.path / "models/dir"
+    for version in ("version 1", "version 2"):
+        directory.chmod(0o755)
+        for name in ("b", "c"):
+            first.write(f"models/dir/{name}", version)
+        directory.chmod(0o555)
+        first.push()
+        if version == "version 1":
+            second.pull()
+    killed_at_rename(second, "models/dir/b", before=unprivileged())
+    assert _mode(second, "models/dir") == 0o700
+    assert second.push(directories=("models",)).pushed == [], "nobody opened it"
+    assert second.pull().kept == []
+    assert _mode(second, "models/dir") == 0o555
+    assert persistent(second.path) == persistent(first.path)
+
+
+def test_a_directory_that_was_made_read_only_here_stays_so_when_something_comes_into_it(
+    pair: tuple[Worker, Worker],
+) -> None:
+    first, second = pair
+    first.write("models/dir/new", "new")
+    first.push()
+    (second.path / "models/dir").chmod(0o555)
+    assert _pull(second, before=unprivileged()) == 0
+    assert second.read("models/dir/new") == "new"
+    assert second.pull().kept == ["models/dir"]
+    assert _mode(second, "models/dir") == 0o555
+    second.push()
+    first.pull()
+    assert _mode(first, "models/dir") == 0o555
+
+
+def _mode(worker: Worker, path: str) -> int:
+    return (worker.path / path).stat().st_mode & 0o777
+
+
+def killed_at_rename(worker: Worker, path: str, *, before: Sequence[str] = ()) -> None:
     """A pull in a process of its own that is killed right after the rename of `path` to its place."""
     program = f"""
-import os, signal, sys
-sys.path.insert(0, ".")
-from pathlib import Path
-from packhorse.config import Storage
-from tests.transfer.workers import Worker
+import os, signal
 rename = os.rename
 def and_die(source, target):
     rename(source, target)
     if os.fsencode(target).endswith({path.encode()!r}):
         os.kill(os.getpid(), signal.SIGKILL)
 os.rename = and_die
+"""
+    assert _pull(worker, program, before) == -9
+
+
+def _pull(worker: Worker, first: str = "", before: Sequence[str] = ()) -> int:
+    """How a pull in a process of its own ends, with `first` before it and `before` in front of the command."""
+    program = f"""{first}
+import sys
+sys.path.insert(0, ".")
+from pathlib import Path
+from packhorse.config import Storage
+from tests.transfer.workers import Worker
 Worker(Path({str(worker.path)!r}), Storage(url={worker.storage.url!r})).pull()
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == -9
+    words = [*before, sys.executable, "-c", program]
+    return subprocess.run(words, cwd=Path(__file__).parents[2], check=False).returncode
 
 
 def test_an_entry_sorts_after_the_newest_listed_whatever_the_clocks_say(

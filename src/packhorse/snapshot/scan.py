@@ -59,6 +59,8 @@ _SIGNATURE = struct.Struct("<QqqQQ")
 _FIRST, _LAST = -(1 << 63), (1 << 63) - 1
 
 
+_LONGEST = 3072
+"""Bytes of a shared path. With that of a root, and of where a pull puts it first, it must fit into PATH_MAX (4096) anywhere."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MODES = tuple(range(PERMISSIONS + 1))
 """One number in memory for all files that have it."""
@@ -104,8 +106,8 @@ def scan(
     """Everything below `base` (or below its directories `parts`, themselves included), ordered by path.
 
     A path that fits a pattern of `exclude` (fnmatch on the name and on the whole path) is left out.
-    `skipped` hears of what no snapshot can hold: path, and what it is. Directories that may not be listed, or
-    whose path is too long, are among that below `parts`; without those OSError is raised.
+    `skipped` hears of what no snapshot can hold: path, and what it is. Directories that may not be listed, and what has
+    too long a path, are among that below `parts`; without those OSError is raised.
     """
     found: list[Found] = []
     if not parts:
@@ -153,6 +155,10 @@ def _below(
             for item in listing:
                 path = prefix + item.name
                 if exclude and _excluded(path, item.name, exclude):
+                    continue
+                if top and len(path) > _LONGEST:
+                    if skipped is not None:
+                        skipped(path, "something whose path is too long")
                     continue
                 try:
                     status = item.stat(follow_symlinks=False)

@@ -56,7 +56,8 @@ def compare(setup: Setup) -> Comparison:
         (stamp, digest, local.manifest(setup.store, digest, "shared"))
         for stamp, digest in target.snapshot.shared
     )
-    unsaved = len(changed_paths(found, winners, local, synced=_synced(setup, local)))
+    changed, _ = changed_paths(found, winners, local, synced=_synced(setup, local))
+    unsaved = len(changed)
     # A file that is still on its way is not read: whoever opens it waits for it.
     missing = (
         len(winners.keys() - {item.path for item in found}) if partial else len(plan(local, winners).wanted)

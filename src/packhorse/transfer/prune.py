@@ -388,7 +388,7 @@ class _Prune:
         if not self.dry_run:
             condemned.require_time(self.started, "prune")
             self.store.delete(gone)
-            self.store.remove_unfinished(self.limit)
+            self.store.remove_unfinished(max(self.limit, LIMIT))  # a put breaks that loses its file
 
     def _tidy_profiles(self, tagged: Collection[str]) -> None:
         """Delete profiles that newer ones replaced; of a tag without entries all that no push in progress may be

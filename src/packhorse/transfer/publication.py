@@ -77,7 +77,8 @@ class Publication:
                 self._writable(path, partial(self._put, path, staged, item))
         for path, mode in self.opened.items():
             os.chmod(self._at(path), mode)
-            index.add(path, signature_of(os.lstat(self._at(path))), (b"", mode), seen=0)
+            if path in self.winners and mode == self.winners[path].mode:  # else it was changed here
+                index.add(path, signature_of(os.lstat(self._at(path))), (b"", mode), seen=0)
         for entry in reversed(made):
             os.chmod(self._at(entry.path), entry.mode)
             os.utime(self._at(entry.path), ns=(entry.mtime, entry.mtime))
