@@ -101,6 +101,12 @@ def test_what_the_store_costs_is_told(packhorse: Packhorse, filled: Path, tmp_pa
     assert "$0.40 a month" in packhorse("status", "--price", "100").stdout
 
 
+def test_a_price_below_nothing_is_refused(packhorse: Packhorse) -> None:
+    refused = packhorse("status", "--price", "-1")
+    assert refused.returncode == 2
+    assert "--price" in refused.stderr
+
+
 def test_a_store_out_of_reach_is_a_fact_too(packhorse: Packhorse, filled: Path, seaweedfs: S3Server) -> None:
     env = {"PACKHORSE_STORAGE_URL": "s3://no-such-bucket", "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint}
     for credentials, said in (({}, "no credentials"), (seaweedfs.environ(), "does not exist")):

@@ -14,7 +14,9 @@ from packhorse.cli import console, context
 
 @click.command("status")
 @click.option(
-    "--price", type=float, help="US dollars for a GB and month, where the provider's list price is not right."
+    "--price",
+    type=click.FloatRange(0),
+    help="US dollars for a GB and month, where the provider's list price is not right.",
 )
 @console.shared_options
 def command(price: float | None) -> None:
