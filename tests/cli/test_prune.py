@@ -107,5 +107,21 @@ def test_what_cannot_be_meant_is_refused(packhorse: Packhorse, words: tuple[str,
     assert words[0] in refused.stderr
 
 
+@pytest.mark.parametrize("time", ["30", "30 ", "1.5"])
+def test_a_time_without_its_unit_is_refused(
+    packhorse: Packhorse, root_path: Path, tmp_path: Path, time: str
+) -> None:
+    _pushed(packhorse, root_path, 2)
+    refused = packhorse("prune", "--keep-within", time)
+    assert refused.returncode == 2
+    assert "Write the unit, such as 30d or 12h." in refused.stderr
+    assert len(list((tmp_path / "store/tags/main/packages").iterdir())) == 2
+
+
+@pytest.mark.parametrize("time", ["30d", "12h", "90 m", "1.5D", "3600s"])
+def test_every_unit_is_taken(packhorse: Packhorse, time: str) -> None:
+    assert _json(packhorse, "prune", "--keep-within", time)["forgotten"] == 0
+
+
 def test_an_empty_store_is_no_failure(packhorse: Packhorse) -> None:
     assert _json(packhorse, "prune", "--keep", "1")["kept"] == 0
