@@ -124,6 +124,14 @@ def test_a_shared_file_that_was_changed_and_pushed_is_sound(packhorse: Packhorse
     _verify(packhorse, 0)
 
 
+def test_imports_without_modules_are_told(packhorse: Packhorse, pushed: Path) -> None:
+    said = "environment.verify names no modules, so none is imported"
+    done = packhorse("verify", "--imports", "--json")
+    assert (done.returncode, json.loads(done.stdout)["imports"]) == (0, [])
+    assert said in done.stderr
+    assert said not in packhorse("verify").stderr
+
+
 def test_nothing_to_compare_with_ends_with_3(packhorse: Packhorse) -> None:
     done = packhorse("verify", "--json")
     assert done.returncode == 3

@@ -39,7 +39,9 @@ def command(imports: bool) -> None:
             f"{setup.root.path} is not what snapshot {found.snapshot[:12]} says: {counts}.",
             "`packhorse pull` brings back what the snapshot holds.",
         )
-    if imports:
+    if imports and not setup.config.environment.verify:
+        console.note("environment.verify names no modules, so none is imported")
+    elif imports:
         from packhorse.install.environment import check_imports
 
         with console.progress() as progress:
