@@ -197,6 +197,8 @@ _WHEEL: dict[str, Check] = {
     "find-links": values.list_of(values.links),
 }
 
+TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""What can be a tag."""
 _PATTERN = values.pattern(r".+", "a pattern of file names")
 
 _TABLES: dict[str, dict[str, Check]] = {
@@ -225,7 +227,7 @@ _TABLES: dict[str, dict[str, Check]] = {
         "endpoint": values.endpoint,
         "region": values.pattern(r"[A-Za-z0-9-]{1,64}", 'the name of a region, such as "us-west-004"'),
         "tag": values.pattern(
-            r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+            TAG,
             "at most 64 letters, digits, dots, dashes and underscores, a letter or digit first",
         ),
     },

@@ -120,6 +120,15 @@ def test_an_unknown_snapshot_ends_with_3(packhorse: Packhorse, filled: Path, sna
     assert _json(packhorse, "pull", snapshot, code=3)["exit_code"] == 3
 
 
+def test_a_tag_in_the_place_of_a_snapshot_is_told_how_tags_are_named(
+    packhorse: Packhorse, filled: Path
+) -> None:
+    packhorse("push", "--tag", "V2")
+    assert _json(packhorse, "pull", "V2", code=3)["remedy"].endswith(" A tag is named with --tag V2.")
+    assert packhorse("pull", "--tag", "V2").returncode == 0
+    assert "--tag" not in packhorse("pull", "../../etc").stderr
+
+
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_no_credentials_end_with_6_and_say_what_to_set(packhorse: Packhorse, command: str) -> None:
     env = {"PACKHORSE_STORAGE_URL": "s3://bucket", "PACKHORSE_STORAGE_ENDPOINT": "http://127.0.0.1:9"}

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from packhorse.config import TAG
 from packhorse.errors import MEND, IntegrityError, NoSuchSnapshotError
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import digest_of
@@ -220,11 +221,12 @@ def shared_of(entries: Iterable[TagEntry]) -> list[TagEntry]:
 
 def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
     """The document of a snapshot, by its id or at least eight digits of it. Raises NoSuchSnapshotError (3)."""
-    snapshot = snapshot.lower()
+    named, snapshot = snapshot, snapshot.lower()
     if not re.fullmatch(r"[0-9a-f]{8,64}", snapshot):
+        tag = f" A tag is named with --tag {named}." if re.fullmatch(TAG, named) else ""
         raise NoSuchSnapshotError(
-            f"`{snapshot}` is no snapshot id: those have 8 to 64 hexadecimal digits.",
-            "`packhorse snapshots` lists them.",
+            f"`{named}` is no snapshot id: those have 8 to 64 hexadecimal digits.",
+            f"`packhorse snapshots` lists them.{tag}",
         )
     if len(snapshot) < 64:
         ids = {item.key.rpartition("/")[2] for item in store.list("snapshots/")}
