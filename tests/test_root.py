@@ -209,5 +209,13 @@ def test_the_recorded_state_survives_and_an_unreadable_one_counts_as_empty(root_
 
 
 def test_too_little_space_is_an_error_before_anything_is_written(root_path: Path) -> None:
-    with pytest.raises(NoSpaceError, match="the test needs"):
-        Root.open(root_path).require_space(1 << 60, "the test")
+    root = Root.open(root_path)
+    with pytest.raises(NoSpaceError, match=r"MB free, but the test needs 1,152,921,504,607 MB\."):
+        root.require_space(1 << 60, "the test needs")
+
+
+def test_what_is_kept_free_is_told_apart_from_what_is_needed(root_path: Path) -> None:
+    root = Root.open(root_path)
+    with pytest.raises(NoSpaceError, match=r"the test needs 2 MB, and 1,152,921,504,607 MB are kept free\."):
+        root.require_space(2_000_000, "the test needs", margin=1 << 60)
+    root.require_space(2_000_000, "the test needs", margin=1)

@@ -227,19 +227,20 @@ class Root:
         larger than what they give out."""
         return min(os.statvfs(self.path).f_frsize, 4096) or 4096
 
-    def require_space(self, needed: int, purpose: str, inodes: int = 0) -> None:
-        """Raise NoSpaceError unless `needed` bytes and `inodes` are free on the root's disk; `purpose` completes the
-        sentence."""
+    def require_space(self, needed: int, purpose: str, inodes: int = 0, *, margin: int = 0) -> None:
+        """Raise NoSpaceError unless `needed` bytes, `margin` bytes beside them, and `inodes` are free on the root's disk;
+        `purpose` ("the snapshot needs") begins the half of the sentence that ends with what is needed."""
         usage = os.statvfs(self.path)
         free = usage.f_bavail * usage.f_frsize
-        if needed > free:
+        if needed + margin > free:
+            kept = f", and {margin / 1e6:,.0f} MB are kept free" if margin else ""
             raise NoSpaceError(
-                f"{self.path} has {free / 1e6:,.0f} MB free, but {purpose} needs {needed / 1e6:,.0f} MB.",
+                f"{self.path} has {free / 1e6:,.0f} MB free, but {purpose} {needed / 1e6:,.0f} MB{kept}.",
                 "Free some space, or choose a root on a larger disk with --root.",
             )
         if inodes > usage.f_favail and usage.f_files:  # without a limit all of these are 0
             raise NoSpaceError(
-                f"{self.path} has room for {usage.f_favail:,} more files, but {purpose} needs {inodes:,}.",
+                f"{self.path} has room for {usage.f_favail:,} more files, but {purpose} {inodes:,}.",
                 "Remove some files, or choose a root on another disk with --root.",
             )
 

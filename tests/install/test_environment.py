@@ -660,7 +660,7 @@ def test_a_disk_that_is_nearly_full_is_refused_before_anything_is_fetched(
     failed = _on_a_small_disk("20m", packhorse, installer, project)
 
     assert failed.returncode == 5
-    assert "MB free" in failed.stderr
+    assert "MB free, but an installation needs at least 67 MB." in failed.stderr
     assert index.requests == []
 
 

@@ -202,7 +202,7 @@ class _Installation:
 
     def run(self, wanted: str) -> InstallResult:
         root = self.root
-        root.require_space(_LEAST_SPACE, "an installation")
+        root.require_space(_LEAST_SPACE, "an installation needs at least")
         with root.packages_unused() as unused:
             if not unused:
                 raise _in_use(root)

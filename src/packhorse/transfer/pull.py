@@ -264,7 +264,7 @@ class _Restore:
             )
             space = tree.new_space(block, never)
             needed, inodes = needed + space.bytes, inodes + space.inodes
-        self.root.require_space(max(needed, 0) + MARGIN, "the snapshot", inodes)
+        self.root.require_space(max(needed, 0), "the snapshot needs", inodes, margin=MARGIN)
 
     # --- planning ---
 
@@ -409,7 +409,7 @@ class _Restore:
     def _fill_late(self, code: GpuCode) -> None:
         """When all else is there. It is recorded while the first bytes of the rest are on their way."""
         # What is left of the disk belongs to the command.
-        self.root.require_space(code.late_bytes + MARGIN, "code for other GPUs")
+        self.root.require_space(code.late_bytes, "code for other GPUs needs", margin=MARGIN)
         code.fill_late(UNCALLED if self.opening is not None else 0, self._settle)
         self._count_cold(code)
         if not code.late:
