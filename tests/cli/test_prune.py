@@ -125,3 +125,17 @@ def test_every_unit_is_taken(packhorse: Packhorse, time: str) -> None:
 
 def test_an_empty_store_is_no_failure(packhorse: Packhorse) -> None:
     assert _json(packhorse, "prune", "--keep", "1")["kept"] == 0
+    assert _json(packhorse, "prune", "--keep", "1", "--tag", "other")["kept"] == 0
+
+
+def test_a_tag_that_is_not_there_is_told_and_nothing_is_changed(
+    packhorse: Packhorse, root_path: Path, tmp_path: Path
+) -> None:
+    _pushed(packhorse, root_path, 2)
+    before = sorted((tmp_path / "store").rglob("*"))
+    facts = _json(packhorse, "prune", "--keep", "1", "--tag", "mian", code=3)
+    assert facts["error"] == f"There is no tag mian in {(tmp_path / 'store').as_uri()}; there are: main."
+    assert sorted((tmp_path / "store").rglob("*")) == before
+    assert _json(packhorse, "prune", "--keep", "1", "--tag", "main")["forgotten"] == 1
+    configured = {"PACKHORSE_STORAGE_TAG": "mian"}
+    assert _json(packhorse, "prune", "--keep", "1", env=configured)["kept"] == 1

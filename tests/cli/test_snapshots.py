@@ -39,6 +39,23 @@ def _listed(packhorse: Packhorse, *words: str) -> list[dict[str, Any]]:
 def test_an_empty_store_has_none(packhorse: Packhorse) -> None:
     assert _listed(packhorse) == []
     assert packhorse("snapshots").stdout.startswith("There are no snapshots in file://")
+    assert _listed(packhorse, "--tag", "other") == []
+
+
+def test_a_tag_that_is_not_there_ends_with_3_and_names_those_that_are(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    for tag in ("main", "v2"):
+        _push(packhorse, root_path, "content", "--tag", tag)
+    done = packhorse("snapshots", "--tag", "nosuch")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "There is no tag nosuch in file://" in done.stderr
+    assert "; there are: main, v2. Name one of those with --tag" in done.stderr
+    for number in range(12):
+        _push(packhorse, root_path, "content", "--tag", f"a{number:02}")
+    assert "there are: a00, a01, a02, a03, a04, a05, a06, a07, a08, a09 and 4 more." in (
+        packhorse("snapshots", "--tag", "nosuch").stderr
+    )
 
 
 def test_they_are_listed_newest_first_with_what_they_hold(

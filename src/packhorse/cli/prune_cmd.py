@@ -43,6 +43,7 @@ def command(keep: int | None, keep_within: str, live_share: float, dry_run: bool
     and push meanwhile.
     """
     from packhorse import config_values
+    from packhorse.store import tags
     from packhorse.transfer.prune import prune
     from packhorse.transfer.retention import Keep
     from packhorse.transfer.setup import Setup
@@ -55,6 +56,8 @@ def command(keep: int | None, keep_within: str, live_share: float, dry_run: bool
             place.refuse("a number and its unit", keep_within, "Write the unit, such as 30d or 12h.")
     setup = Setup(context.load(), os.environ)
     chosen = (click.get_current_context().obj or {}).get("tag", "")
+    if chosen:
+        tags.require_tag(setup.store, chosen)
     with console.progress() as progress:
         done = prune(
             setup.store,

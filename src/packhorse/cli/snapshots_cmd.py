@@ -48,6 +48,8 @@ def command(number: int) -> None:
         for entry, facts in tags.steady(read)
     ]
     if not rows:
+        if chosen:
+            tags.require_tag(setup.store, chosen)
         console.result({"snapshots": []}, f"There are no snapshots in {setup.store.url}.")
         return
     lines = [f"{'SNAPSHOT':14}{'TAG':12}{'TIME (UTC)':21}{'PART':10}{'FILES':>9}{'SIZE':>10}  MADE FOR"]

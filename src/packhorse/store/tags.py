@@ -33,6 +33,8 @@ _BASES = 4
 """The longest chain of manifests that are stored by what differs; writers make chains of one."""
 _LAST = 10**14 - 1
 _ATTEMPTS = 5
+_NAMED = 10
+"""Tags that a message names."""
 _LARGEST = 16 << 20
 """Bytes of a snapshot's document and of an entry's body: enough for eighty thousand names."""
 _T = TypeVar("_T")
@@ -123,6 +125,20 @@ def read_tag(store: Store, tag: str) -> list[TagEntry]:
 def read_tags(store: Store) -> list[TagEntry]:
     """The entries of every tag, newest first, without those that a fold replaced."""
     return read_with_history(store)[1]
+
+
+def require_tag(store: Store, tag: str) -> None:
+    """Raise NoSuchSnapshotError where `tag` has no entry, but others have: then it is a slip. A store without any tag is
+    one that is new."""
+    if listed_entries(store.list(f"tags/{tag}/")):
+        return
+    others = sorted({entry.tag for entry in listed_entries(store.list("tags/"))})
+    if others:
+        more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+        raise NoSuchSnapshotError(
+            f"There is no tag {tag} in {store.url}; there are: {', '.join(others[:_NAMED])}{more}.",
+            "Name one of those with --tag, or none for all of them.",
+        )
 
 
 def read_with_history(store: Store) -> tuple[list[TagEntry], list[TagEntry]]:
