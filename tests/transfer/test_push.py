@@ -72,6 +72,26 @@ def test_an_environment_that_shares_files_with_another_sends_what_differs(
     assert persistent(first.path.with_name("third")) == persistent(other.path)
 
 
+def test_what_is_counted_is_what_was_pushed(first: Worker, new_worker: NewWorker) -> None:
+    whole = first.push()
+    assert (whole.files, whole.bytes) == (42, 10 * MB)
+    again = first.push()
+    assert (again.pushed, again.files, again.bytes) == ([], 0, 0)
+    first.write("models/small", b"12")
+    added = first.push()
+    assert (added.pushed, added.files, added.bytes) == (["shared"], 1, 2)
+    twin = new_worker("twin")
+    assert twin.root
+    for name in ("packages", "models"):
+        shutil.rmtree(twin.path / name)
+        shutil.copytree(first.path / name, twin.path / name)
+    same = twin.push()
+    assert (same.pushed, same.files, same.bytes) == ([], 0, 0)
+    first.write("packages/package1/module1.py", b"1")
+    changed = first.push()
+    assert (changed.pushed, changed.files, changed.bytes) == (["packages"], 41, 8 * MB - 100_000 + 1)
+
+
 def test_nothing_new_is_told_and_sends_nothing(first: Worker) -> None:
     pushed = first.push()
     before = first.store.list("")

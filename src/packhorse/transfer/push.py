@@ -38,7 +38,7 @@ from packhorse.watch.memory import allowance, peak, uncollected
 
 
 class PushResult(msgspec.Struct):
-    """What a push did. `files` and `bytes` count what the pushed manifests hold, sizes are bytes."""
+    """What a push did. `files` and `bytes` count what the pushed manifests hold, 0 where nothing was; sizes are bytes."""
 
     snapshot: str
     tag: str
@@ -130,7 +130,6 @@ class _Push:
                 and newest.digest == state.manifest
                 and self.local.equals(found, known)
             ):
-                self._count(known)
                 return []
         if known is not None and self.local.holes:
             self._refuse_changed_holes(found, known)
@@ -169,11 +168,11 @@ class _Push:
             entries=tuple(written.entries),
         )
         part = self._part("packages", manifest, written.placed)
-        self._count(manifest)
         if newest is not None and newest.digest == part.digest and not self.repair:
             self.known = [part]
             self.local.keep(part.encoded)
             return []
+        self._count(manifest)
         return [part._replace(before=state.manifest)]
 
     def _refuse_changed_holes(self, found: Sequence[Found], known: Manifest) -> None:
