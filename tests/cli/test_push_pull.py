@@ -83,6 +83,48 @@ def test_the_result_is_on_stdout_and_the_rest_on_stderr(packhorse: Packhorse, fi
     assert packhorse("pull").stdout.startswith("The root already holds this.\nSnapshot ")
 
 
+def _ids(store: Path) -> list[str]:
+    return sorted(file.name for file in (store / "snapshots").iterdir())
+
+
+def test_an_empty_root_changes_nothing_and_names_no_snapshot(
+    packhorse: Packhorse, filled: Path, tmp_path: Path
+) -> None:
+    pushed = _json(packhorse, "push")["snapshot"]
+    other = tmp_path / "other"
+    done = packhorse("push", "--root", other)
+    assert done.returncode == 0
+    assert done.stdout == f"There is nothing to save: {other} is empty. The tag main keeps what it holds.\n"
+    facts = _json(packhorse, "push", "--root", other)
+    assert (facts["snapshot"], facts["pushed"], facts["files"]) == ("", [], 0)
+    assert json.loads((other / ".packhorse/state.json").read_text()).get("snapshot", "") == ""
+    assert _json(packhorse, "pull", "--root", other)["snapshot"] == pushed
+    for name in ("packages", "models"):
+        (other / name / "file").unlink()
+    assert "There is nothing to save" in packhorse("push", "--root", other).stdout
+    assert _ids(tmp_path / "store") == [pushed]
+
+
+def test_a_push_of_nothing_names_only_what_the_store_has(
+    packhorse: Packhorse, filled: Path, tmp_path: Path
+) -> None:
+    first = _json(packhorse, "push")["snapshot"]
+    (tmp_path / "other/models").mkdir(parents=True)
+    shutil.copytree(filled / "packages", tmp_path / "other/packages")
+    for directory in ("", "models", "packages"):
+        (tmp_path / "other" / directory).chmod(0o700)
+    assert _json(packhorse, "push", "--root", tmp_path / "other")["snapshot"] == first
+    [document] = (tmp_path / "store/snapshots").iterdir()
+    document.unlink()
+    assert _json(packhorse, "push")["snapshot"] == ""
+    assert packhorse("push").stdout == f"There is nothing new to save in {filled}.\n"
+    assert packhorse("verify").stdout.startswith(f"All as snapshot {first[:12]} says: ")
+    (filled / "models/more").write_bytes(b"more")
+    second = _json(packhorse, "push")["snapshot"]
+    assert _json(packhorse, "push")["snapshot"] == second
+    assert _ids(tmp_path / "store") == [second]
+
+
 def test_an_older_snapshot_is_pulled_by_the_beginning_of_its_id(packhorse: Packhorse, filled: Path) -> None:
     old = _json(packhorse, "push")["snapshot"]
     before = (filled / "packages/file").read_bytes()

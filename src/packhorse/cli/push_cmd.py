@@ -76,10 +76,14 @@ def command(level: int, connections: int | None, threads: int | None, repair: bo
             f"{console.megabytes(result.bytes)}, {console.megabytes(result.transferred_bytes)} sent "
             f"in {result.seconds:.1f} s.\nSnapshot {result.snapshot}"
         )
-    elif not result.snapshot:
-        text = f"There is nothing to save: {setup.root.path} is empty, and so is the tag {result.tag}."
     elif result.transferred_bytes:  # --repair
         text = f"Sent again what {result.tag} holds: {console.megabytes(result.transferred_bytes)}.\nSnapshot {result.snapshot}"
-    else:
+    elif result.snapshot:
         text = f"Nothing has changed: {result.tag} already holds this.\nSnapshot {result.snapshot}"
+    elif any((setup.root.path / name).is_dir() and os.listdir(setup.root.path / name) for name in PERSISTENT):
+        text = f"There is nothing new to save in {setup.root.path}."
+    else:
+        text = (
+            f"There is nothing to save: {setup.root.path} is empty. The tag {result.tag} keeps what it holds."
+        )
     console.result(result, text)

@@ -29,6 +29,7 @@ def command(imports: bool) -> None:
     setup = Setup(context.load(), os.environ)
     with console.progress() as progress:
         found = verify(setup, progress)
+    what = f"snapshot {found.snapshot[:12]}" if found.snapshot else "the manifest"
     if not found.sound:
         kinds = {"corrupt": found.corrupt, "changed": found.changed, "missing": found.missing}
         for kind, paths in kinds.items():
@@ -36,7 +37,7 @@ def command(imports: bool) -> None:
                 console.note(f"{kind}: {path}")
         counts = ", ".join(f"{len(paths):,} {kind}" for kind, paths in kinds.items() if paths)
         raise IntegrityError(
-            f"{setup.root.path} is not what snapshot {found.snapshot[:12]} says: {counts}.",
+            f"{setup.root.path} is not what {what} says: {counts}.",
             "`packhorse pull` brings back what the snapshot holds.",
         )
     if imports and not setup.config.environment.verify:
@@ -56,6 +57,6 @@ def command(imports: bool) -> None:
     )
     console.result(
         found,
-        f"All as snapshot {found.snapshot[:12]} says: {console.counted(found.files, 'file')} ({console.megabytes(found.bytes)}).{holes}{added}"
+        f"All as {what} says: {console.counted(found.files, 'file')} ({console.megabytes(found.bytes)}).{holes}{added}"
         + "".join(f"\n{line}" for line in import_table.lines(found.imports)),
     )

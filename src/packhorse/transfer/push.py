@@ -41,6 +41,7 @@ class PushResult(msgspec.Struct):
     """What a push did. `files` and `bytes` count what the pushed manifests hold, 0 where nothing was; sizes are bytes."""
 
     snapshot: str
+    """The id of one that the store has; "" where the root holds nothing, or nothing was pushed and none is known."""
     tag: str
     files: int = 0
     bytes: int = 0
@@ -99,6 +100,8 @@ class _Push:
         self.state = root.state()
         self.known: list[_Part] = []
         """The packages, if the tag turned out to have them already."""
+        self.empty = False
+        """Whether nothing was found where all was looked for."""
         listed, everything = tags.read_with_history(store)
         self.mine = [entry for entry in everything if entry.tag == tag]
         self.history = [entry for entry in shared_of(listed) if entry.tag == tag]
@@ -119,6 +122,7 @@ class _Push:
         with uncollected():
             found = scan(base, skipped=self._tell)
             if not found:
+                self.empty = True
                 return []
             known = self.local.cached(state.manifest, "packages") if state.manifest else None
             if known is None and state.gpus:  # it tells what is a hole
@@ -202,6 +206,8 @@ class _Push:
         base = os.fsencode(self.root.path)
         found = scan(base, [name.encode() for name in directories], exclude=exclude, skipped=self._tell)
         found = arriving.without(self.root, found)
+        if any(b"/" in item.path for item in found):
+            self.empty = False
         self.synced = self.local.synced()
         listed = shared_of(self.mine)
         manifests = {
@@ -309,8 +315,9 @@ class _Push:
         together = sorted({*entries, *self.mine} - absorbed)
         state = _state_after(self.root.state(), [*parts, *self.known])
         snapshot = tags.snapshot_of(newest_packages(together, state.fingerprint), shared_of(together))
-        if parts:
+        if parts or self.mended:
             self.store.put(f"snapshots/{snapshot.id}", snapshot.encode())
+        if parts:
             condemned.require_time(self.started, "push")
         for part, entry in zip(parts, entries):
             facts = EntryFacts(
@@ -327,21 +334,30 @@ class _Push:
             self.store.put(entry.key, msgspec.json.encode(facts))
         if parts:
             self._name_what_others_added(together, state.fingerprint)
+        named = snapshot.id if parts else self._named(snapshot.id)
         with self._unless_full():
             self.local.index.save()
             with self.root.recording():
                 # A pull may have ended since this push began: what it recorded stays.
                 present = self.root.state()
                 state = _state_after(present, [*parts, *self.known])
-                if present == self.state:
-                    state = msgspec.structs.replace(state, snapshot=snapshot.id)
+                if present == self.state and named:
+                    state = msgspec.structs.replace(state, snapshot=named)
                 if self.synced is not None and self.synced == self.local.synced():
                     shared = [(entry.stamp, entry.digest) for entry in shared_of(together)]
                     held = tuple(each for each in shared if each[1] in state.shared)
                     self.local.record_synced(Synced(self.source, held))
                 self.root.record(state)
-        self.result.snapshot = snapshot.id if together else ""
+        self.result.snapshot = named
         self.result.pushed = [part.part for part in parts if not part.absorbed]
+
+    def _named(self, snapshot: str) -> str:
+        """The id of what a root holds of which nothing was pushed: `snapshot`, which is the tag's as it is now, or else
+        what the root is recorded to hold, whichever the store has. Not every state of a tag was given an id."""
+        for known in (snapshot, self.state.snapshot):
+            if known and not self.empty and self.store.has(f"snapshots/{known}"):
+                return known
+        return ""
 
     @contextmanager
     def _unless_full(self) -> Iterator[None]:

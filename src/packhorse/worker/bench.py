@@ -314,9 +314,7 @@ def _require_space(setup: Setup, target: Target, rounds: int, *, install: bool) 
     )
     # A wheel lies beside its files, and one may be nearly all; pip has all of them beside what it unpacks.
     installed = 2 * packages if install else 0
-    setup.root.require_space(
-        max(whole, installed), "the largest step of the benchmark needs", margin=MARGIN
-    )
+    setup.root.require_space(max(whole, installed), "the largest step of the benchmark needs", margin=MARGIN)
     disk = os.statvfs(setup.root.path)
     return rounds * (2 * whole + 2 * installed) + MARGIN <= disk.f_bavail * disk.f_frsize
 
