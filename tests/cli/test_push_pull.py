@@ -231,6 +231,40 @@ def test_a_store_that_is_a_file_is_told(
     _secretless(done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("pull",), 3),
+        (("pull", "0123456789ab"), 3),
+        (("snapshots",), 0),
+        (("snapshots", "--tag", "main"), 0),
+        (("diff", "main"), 3),
+        (("verify",), 3),
+        (("status",), 0),
+        (("doctor",), 0),
+        (("prune", "--dry-run"), 0),
+        (("run", "--", "true"), 0),
+    ],
+)
+def test_a_slip_in_the_name_of_a_directory_makes_no_store(
+    packhorse: Packhorse, tmp_path: Path, words: tuple[str, ...], code: int
+) -> None:
+    done = packhorse(words[0], "--store", tmp_path / "stroe", *words[1:])
+    assert done.returncode == code, done.stderr
+    if words == ("pull",):
+        assert f"The tag main has no snapshot in {(tmp_path / 'stroe').as_uri()}." in done.stderr
+    assert not (tmp_path / "stroe").exists()
+
+
+def test_the_first_backup_of_a_command_makes_the_store(
+    packhorse: Packhorse, root_path: Path, tmp_path: Path
+) -> None:
+    done = packhorse("run", "--", "sh", "-c", f"echo model > {root_path}/models/model")
+    assert done.returncode == 0, done.stderr
+    assert packhorse("pull", "--root", tmp_path / "other").returncode == 0
+    assert (tmp_path / "other/models/model").read_text() == "model\n"
+
+
 def test_the_embedded_store_beside_the_root_is_there_without_any_configuration(
     packhorse: Packhorse, filled: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,36 @@ def test_an_object_that_is_cut_short_is_corrupt_not_out_of_reach(
         list(store.ranges("packs/a", wanted))
 
 
+def test_a_directory_is_made_when_something_is_put_and_not_by_who_reads(tmp_path: Path) -> None:
+    directory = tmp_path / "below" / "a store"
+    reader, writer = (Store(Storage(url=directory.as_uri()), {}) for _ in range(2))
+    assert reader.list("") == reader.list("tags/") == []
+    assert not reader.has("nothing")
+    for ask in (lambda: reader.get("nothing"), lambda: reader.modified("nothing"),
+                lambda: list(reader.ranges("nothing", [(0, 1)]))):  # fmt: skip
+        with pytest.raises(NotFoundError):
+            ask()
+    reader.delete(["one"])
+    reader.delete(["one", "another"])
+    reader.remove_unfinished(0)
+    assert list(tmp_path.iterdir()) == []
+    writer.put("tags/a", b"content")
+    assert [item.key for item in reader.list("")] == ["tags/a"]
+    assert (reader.get("tags/a"), reader.has("tags/a")) == (b"content", True)
+
+
+def test_what_can_hold_no_store_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "file/below", "link"):
+        with pytest.raises(StorageError, match="cannot be opened"):
+            Store(Storage(url=(tmp_path / name).as_uri()), {})
+    store = Store(Storage(url=(tmp_path / "link/below").as_uri()), {})
+    assert store.list("") == []
+    with pytest.raises(StorageError, match="cannot be opened"):
+        store.put("tags/a", b"content")
+
+
 def test_a_document_of_any_size_is_not_read(tmp_path: Path) -> None:
     store = Store(Storage(url=tmp_path.as_uri()), {})
     with (tmp_path / "document").open("wb") as file:

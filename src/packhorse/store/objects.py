@@ -6,6 +6,7 @@ of obstore does not survive that.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import obstore
@@ -82,23 +84,16 @@ class Store:
         self._ranged: bool | None = None
         self._directory = storage.directory
         self._large = Sending()
-        options = credentials.options(storage, environ)
+        self._options = credentials.options(storage, environ)
+        if self._directory is None or _is_there(self._directory):
+            _ = self._sending, self._objects  # what cannot be opened is told now
+
+    def _client(self, **options: Any) -> Any:
+        """A client of the store; one of a directory creates it. Raises StorageError."""
         try:
             if self._directory is not None:
-                self._objects: Any = from_url(storage.url, mkdir=True)
-                self._sending: Any = self._objects
-                self._new_once: Callable[[], Any] = lambda: self._objects
-            else:
-                self._objects, self._sending = (
-                    from_url(storage.url, config=options.config, client_options=client, retry_config=_RETRIES)
-                    for client in (options.client, options.sending)
-                )
-                self._new_once = lambda: from_url(
-                    storage.url,
-                    config=options.config,
-                    client_options=options.client,
-                    retry_config={"max_retries": 0},
-                )
+                return from_url(self.url, mkdir=True)
+            return from_url(self.url, config=self._options.config, **options)
         except (exceptions.BaseError, ValueError, OSError) as error:
             raise StorageError(
                 f"The store {self.url} cannot be opened: {str(error).splitlines()[0]}.",
@@ -106,9 +101,26 @@ class Store:
             ) from error
 
     @cached_property
+    def _sending(self) -> Any:
+        """A client for what is large, or one that creates the directory of a store."""
+        return self._client(client_options=self._options.sending, retry_config=_RETRIES)
+
+    @cached_property
+    def _objects(self) -> Any:
+        """A client for all else. Raises FileNotFoundError, as for an object, while there is no directory to read from:
+        who reads creates none, so that a slip in its name makes no store."""
+        if self._directory is not None:
+            if not _is_there(self._directory):
+                raise FileNotFoundError(f"There is no directory {self._directory}.")
+            return self._sending
+        return self._client(client_options=self._options.client, retry_config=_RETRIES)
+
+    @cached_property
     def _once(self) -> Any:
         """A client that tries nothing twice."""
-        return self._new_once()
+        if self._directory is not None:
+            return self._objects
+        return self._client(client_options=self._options.client, retry_config={"max_retries": 0})
 
     def put(self, key: str, content: bytes | Sequence[Bytes]) -> None:
         """Create the object `key`; several buffers are put one after the other. Raises StorageError.
@@ -123,7 +135,7 @@ class Store:
 
         with _told(self.url, key):
             if self._directory is not None:
-                obstore.put(self._objects, key, content, use_multipart=False)
+                obstore.put(self._sending, key, content, use_multipart=False)
             elif size >= _LARGE:
                 with self._large.one(size) as stuck:
                     soonest(ask, stuck)
@@ -226,6 +238,8 @@ class Store:
 
     def list(self, prefix: str) -> list[Listed]:
         """Every object below `prefix` (a directory), by key. Raises StorageError."""
+        if self._directory is not None and not _is_there(self._directory):
+            return []
 
         async def ask(again: bool, heard: Callable[[], None]) -> list[Listed]:
             found = []
@@ -288,6 +302,17 @@ class Store:
             with suppress(OSError):
                 if _UNFINISHED.fullmatch(path.name) and time.time() - path.stat().st_mtime > age:
                     path.unlink()
+
+
+def _is_there(directory: Path) -> bool:
+    """Whether anything is; also where that may not be known, and so is told by whoever tries to open it."""
+    try:
+        os.lstat(directory)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 class _told:  # noqa: N801 - reads as a verb
