@@ -52,9 +52,7 @@ def command(keep: int | None, keep_within: str, live_share: float, dry_run: bool
     if keep_within:
         place = config_values.Place("--keep-within", Path.cwd(), os.environ, text=True)
         seconds = config_values.seconds(keep_within, place)
-        if not keep_within.rstrip()[
-            -1
-        ].isalpha():  # 30 would be half a minute, and history gone that was to stay
+        if not keep_within.rstrip()[-1].isalpha():  # 30 would be half a minute, and history gone
             place.refuse("a number and its unit", keep_within, "Write the unit, such as 30d or 12h.")
     setup = Setup(context.load(), os.environ)
     chosen = (click.get_current_context().obj or {}).get("tag", "")
