@@ -354,8 +354,12 @@ class _Push:
     def _named(self, snapshot: str) -> str:
         """The id of what a root holds of which nothing was pushed: `snapshot`, which is the tag's as it is now, or else
         what the root is recorded to hold, whichever the store has. Not every state of a tag was given an id."""
+        if self.empty:
+            return ""
+        if snapshot == self.state.snapshot:  # the store had it when that was recorded
+            return snapshot
         for known in (snapshot, self.state.snapshot):
-            if known and not self.empty and self.store.has(f"snapshots/{known}"):
+            if known and self.store.has(f"snapshots/{known}"):
                 return known
         return ""
 
