@@ -18,6 +18,7 @@ help:  ## Show this
 
 demo: $(VENV)/.package  ## Show the main job on a small environment, in under three minutes
 	@$(BIN)/packhorse demo
+	@echo 'In this checkout packhorse is $(BIN)/packhorse.'
 
 test: $(VENV)/.test  ## Run all tests; PYTEST_ARGS="-k pull" runs some
 	@$(BIN)/pytest $(PYTEST_ARGS)

@@ -70,9 +70,10 @@ class Environment(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fi
             named += [("wheels", path) for path in (wheel.path, *links) if path]
         for key, path in named:
             if not os.path.exists(path):
+                make = "`packhorse lock` makes it" if key == "lock" else "Create it"
                 raise ConfigError(
                     f"{printable(path)}, named in environment.{key}, does not exist.",
-                    "Create it, or correct the configuration.",
+                    f"{make}, or correct the configuration.",
                 )
 
 
@@ -245,9 +246,10 @@ _TABLES: dict[str, dict[str, Check]] = {
     },
 }
 
+_HOMES = {key: name for name, checks in _TABLES.items() for key in checks}
 _FILE: dict[str, Check] = {
     "root": values.root,
-    **{name: partial(values.table, checks=checks) for name, checks in _TABLES.items()},
+    **{name: partial(values.table, checks=checks, homes=_HOMES) for name, checks in _TABLES.items()},
 }
 
 _KEYS: dict[str, Check] = {
@@ -334,11 +336,17 @@ def _from_file(file: Path | None, content: dict[str, Any], environ: Mapping[str,
     inside = "tool.packhorse" if file.name == "pyproject.toml" else ""
     place = Place(f"{printable(file)}: {inside}", file.parent, environ)
     layer: _Layer = {}
-    for name, checked in values.table(content, place, _FILE).items():
+    for name, checked in values.table(content, place, _FILE, _HOMES).items():
         entries = (
             {f"{name}.{key}": each for key, each in checked.items()} if name in _TABLES else {name: checked}
         )
         layer |= {key: _Setting(each, place.below(key).name) for key, each in entries.items()}
+    url = layer.get("storage.url")
+    if "storage.endpoint" in layer and url is not None and url.value.startswith("file:"):
+        raise ConfigError(
+            f"{url.where}: this is a directory, but storage.endpoint names a service.",
+            "Write the bucket as s3://BUCKET/PREFIX, or take the endpoint out.",
+        )
     return layer
 
 

@@ -92,27 +92,33 @@ def _shown(value: object) -> str:
     return "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a date or time"
 
 
-def toml(text: str, name: str) -> dict[str, Any]:
-    """The tables of a TOML document called `name`. Raises ConfigError."""
+def toml(
+    text: str, name: str, remedy: str = "Correct it; `packhorse init` writes a file to start from."
+) -> dict[str, Any]:
+    """The tables of a TOML document called `name`. Raises ConfigError with the `remedy`."""
     parser = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         parsed: dict[str, Any] = parser.loads(text)
     except ValueError as error:
-        remedy = "Correct it; `packhorse init` writes a file to start from."
         raise ConfigError(f"{name} is not valid TOML: {printable(error)}.", remedy) from error
     return parsed
 
 
 # --- tables, lists and plain values ---
 
+_NOWHERE: Mapping[str, str] = {}
 
-def table(value: object, place: Place, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """A table whose keys are those of `checks`."""
+
+def table(
+    value: object, place: Place, checks: Mapping[str, Check], homes: Mapping[str, str] = _NOWHERE
+) -> dict[str, Any]:
+    """A table whose keys are those of `checks`; `homes` tells of keys of other tables where they belong."""
     if not isinstance(value, dict):
         place.refuse("a table", value)
     for key in value:
         if key not in checks:
-            place.below(key).refuse_unknown("key", did_you_mean(key, checks), checks)
+            home = f"It belongs under [{homes[key]}]. " if key in homes else ""
+            place.below(key).refuse_unknown("key", home or did_you_mean(key, checks), checks)
     return {key: checks[key](each, place.below(key)) for key, each in value.items()}
 
 

@@ -85,6 +85,14 @@ def test_a_file_that_is_there_stays_unless_forced(packhorse: Packhorse, tmp_path
     assert contents(tmp_path) == contents(TEMPLATES / "runpod")
 
 
+def test_a_place_where_nothing_can_be_written_is_told(packhorse: Packhorse, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = packhorse("init", "--directory", tmp_path / "file" / "below")
+    assert done.returncode == 2
+    assert "Nothing can be written into" in done.stderr
+    assert "Choose another place with --directory." in done.stderr
+
+
 def test_a_link_to_nowhere_is_a_file_that_is_there(packhorse: Packhorse, tmp_path: Path) -> None:
     (tmp_path / "packhorse.toml").symlink_to("/nonexistent")
     assert packhorse("init").returncode == 2

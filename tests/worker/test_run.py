@@ -182,6 +182,14 @@ def test_the_path_report_tells_what_python_will_look_through(packhorse: Packhors
     assert packhorse("run", "-q", "--", "true").stderr == ""
 
 
+def test_an_environment_that_is_empty_for_want_of_a_configuration_is_told(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    assert "no packhorse.toml was found" in packhorse("run", "--", "true").stderr
+    (Root.open(root_path).packages / "module.py").touch()
+    assert "no packhorse.toml" not in packhorse("run", "--", "true").stderr
+
+
 def test_the_ephemeral_directories_are_empty_afterwards(packhorse: Packhorse, root_path: Path) -> None:
     program = 'touch "$TMPDIR/file" && mkdir -p "$PIP_BUILD_DIR/a/b" && chmod 500 "$PIP_BUILD_DIR/a"'
     assert packhorse("run", "--", "sh", "-c", program).returncode == 0

@@ -47,7 +47,7 @@ def shared_options(function: F) -> F:
             click.option("--root", default="", expose_value=False, callback=received, metavar="DIR",
                          help="The directory that holds everything."),
             click.option("--store", default="", expose_value=False, callback=received, metavar="URL",
-                         help="Where snapshots live: s3://, gs://, az:// or file:///."),
+                         help="Where snapshots live: s3://, gs://, az://, file:/// or a directory."),
             click.option("--tag", default="", expose_value=False, callback=received, metavar="NAME",
                          help="The tag that names the newest snapshot."),
             click.option("--json", is_flag=True, expose_value=False, callback=received,

@@ -64,7 +64,7 @@ _RUN = "packhorse run -- python3 worker.py"
 def command(flags: dict[str, object], directory: Path | None) -> None:
     """Show the main job on a small environment and an embedded store: install, save, lose everything, be back.
 
-    Fetches numpy from the package index that pip uses. Touches nothing outside its directory.
+    Fetches numpy and humanize from the package index that pip uses. Touches nothing outside its directory.
     """
     given = [name for name in ("config_file", "root", "store", "tag") if flags.get(name)]
     if given:

@@ -60,9 +60,17 @@ def command(flags: dict[str, object], template: str, directory: Path, force: boo
             f"Nothing was written, since these are there already: {', '.join(present)}.",
             "Replace it with --force, or choose another place with --directory.",
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    for source, target in zip(sources, targets):
-        atomic.write_file(target, source.read_bytes(), mode=0o666)  # less the umask: it is the user's file
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for source, target in zip(sources, targets):
+            atomic.write_file(
+                target, source.read_bytes(), mode=0o666
+            )  # less the umask: it is the user's file
+    except OSError as error:
+        raise ConfigError(
+            f"Nothing can be written into {directory}: {error.strerror}.",
+            "Choose another place with --directory.",
+        ) from error
     written = [str(target) for target in targets]
     where = "" if directory == Path() else f"  cd {directory}\n"
     console.result(

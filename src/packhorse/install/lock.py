@@ -205,7 +205,7 @@ def _read(path: str) -> dict[str, Any]:
             f"{config_values.printable(path)} cannot be read: {reason}.",
             "Run `packhorse lock`, or correct environment.lock in the configuration.",
         ) from error
-    return config_values.toml(text, config_values.printable(path))
+    return config_values.toml(text, config_values.printable(path), _REMEDY)
 
 
 def _chosen(package: pylock.Package, file: object, base: Path) -> Chosen:
