@@ -47,9 +47,21 @@ def test_a_full_stdout_ends_a_command_with_5_and_no_traceback(packhorse: Packhor
     assert "no space left" in done.stderr
 
 
-def test_a_reader_that_goes_away_ends_a_command_with_141(packhorse: Packhorse) -> None:
-    done = _shell(packhorse, "(sleep 0.2; packhorse status; echo $? >code) | true; cat code")
-    assert (done.stdout, done.stderr) == ("141\n", "")
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_reader_that_goes_away_ends_a_command_with_141(packhorse: Packhorse, flags: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*packhorse.command, "status", *flags],
+        cwd=packhorse.directory,
+        env={**packhorse.environ},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_paths_that_are_not_utf_8_are_shown(packhorse: Packhorse, tmp_path: Path) -> None:
@@ -189,6 +201,23 @@ def test_a_directory_that_may_not_be_read_keeps_nothing_else_from_being_saved(
     assert packhorse("pull", "--root", tmp_path / "other").returncode == 0
     assert (tmp_path / "other" / "models" / "weights").read_text() == "weights"
     assert not (tmp_path / "other" / "models" / "unreadable").exists()
+
+
+def test_the_status_tells_what_it_can_where_a_directory_may_be_listed_but_not_entered(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    packhorse("status")
+    (root_path / "models" / "weights").write_text("weights")
+    listed = root_path / "models" / "listed"
+    listed.mkdir()
+    (listed / "secret").write_text("secret")
+    listed.chmod(0o400)
+    try:
+        done = _unprivileged(packhorse)("status", "--json")
+    finally:
+        listed.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["directories"]["models"]["files"] == 1
 
 
 def test_packages_that_may_not_be_read_are_not_pushed_in_part(packhorse: Packhorse, root_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -107,6 +108,11 @@ def test_a_stored_profile_is_bounded_and_keeps_the_first_files(store: Store, len
 def test_the_name_tells_the_program_and_its_script_and_nothing_more(command: list[str], begins: str) -> None:
     name = name_of(command)
     assert re.fullmatch(re.escape(begins) + "[0-9a-f]{8}", name), name
+
+
+def test_a_script_whose_name_is_not_utf_8_can_be_shown() -> None:
+    shown = profile_name.shown(["python", os.fsdecode(b"serve-\xff.py")])
+    assert shown.encode() == rb"python serve-\udcff.py"
 
 
 def test_the_name_depends_on_every_word_but_not_on_where_the_program_lies() -> None:

@@ -119,6 +119,16 @@ os.unlink("models/f")
     assert not (root / "models/f").exists()
 
 
+def test_a_script_whose_name_is_not_utf_8_has_a_profile(
+    packhorse: Packhorse, root: Path, opened: Callable[..., list[str]]
+) -> None:
+    script = os.fsdecode(b"serve-\xff.py")
+    (packhorse.directory / script).write_text(f"open({str(root / FILES[0])!r}, 'rb').close()")
+    done = packhorse("profile", "--", "python3", script)
+    assert done.returncode == 0, done.stderr
+    assert opened("python3", script) == [FILES[0]]
+
+
 def test_a_file_that_somebody_has_open_is_left_out_and_counted(
     packhorse: Packhorse, root: Path, opened: Callable[..., list[str]]
 ) -> None:

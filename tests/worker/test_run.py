@@ -6,15 +6,18 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import Packhorse
+from tests.conftest import Packhorse, unprivileged
 from tests.worker.conftest import (
     PATIENT,
     Start,
@@ -143,16 +146,32 @@ def test_a_reader_of_stderr_that_goes_away_disturbs_nothing(start: Start, packho
     assert supervisor.wait() == 3
 
 
+@pytest.mark.parametrize("filled", [False, True], ids=["that the root is empty", "the path report"])
 def test_a_reader_of_stderr_that_reads_nothing_keeps_no_signal_away(
-    start: Start, packhorse: Packhorse
+    start: Start, packhorse: Packhorse, root_path: Path, filled: bool
 ) -> None:
-    started = start(
-        *("run", "--", "sleep", "1000"),
-        before=("bash", "-c", 'exec 2> >(exec sleep 1000); head -c 65536 /dev/zero >&2; exec "$@"', "bash"),
-    )
-    until(lambda: Path(f"/proc/{started.pid}/wchan").read_text() == "anon_pipe_write")
-    started.send(signal.SIGTERM)
-    assert started.wait() == 128 + signal.SIGTERM
+    """Whatever is said first."""
+    if filled:
+        (Root.open(root_path).packages / "module.py").touch()
+    with _full_pipe(packhorse.directory / "stderr"):
+        started = start("run", "--", "sleep", "1000", before=("sh", "-c", 'exec "$@" 2> stderr', "sh"))
+        until(lambda: Path(f"/proc/{started.pid}/wchan").read_text().endswith("pipe_write"))
+        started.send(signal.SIGTERM)
+        assert started.wait() == 128 + signal.SIGTERM
+
+
+@contextlib.contextmanager
+def _full_pipe(path: Path) -> Iterator[None]:
+    """A pipe with a name, into which nothing more fits; nobody reads."""
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, bytes(1024))
+    try:
+        yield
+    finally:
+        os.close(pipe)
 
 
 # --- what the command is told, and what stays behind ---
@@ -309,13 +328,17 @@ def test_a_status_file_that_cannot_be_written_is_an_error_before_the_command_run
     assert not (packhorse.directory / "ran").exists()
 
 
-def test_a_pipe_is_not_replaced_by_the_status_file(packhorse: Packhorse) -> None:
-    pipe = packhorse.directory / "pipe"
-    os.mkfifo(pipe)
-    done = packhorse("run", "--status-file", pipe, "--", "touch", "ran")
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR], ids=["pipe", "device"])
+def test_a_pipe_or_a_device_is_not_replaced_by_the_status_file(packhorse: Packhorse, kind: int) -> None:
+    node = packhorse.directory / "node"
+    try:
+        os.mknod(node, kind | 0o600, os.makedev(1, 3))  # as /dev/null
+    except PermissionError:
+        pytest.skip("Whoever runs these tests may not make a device.")
+    done = packhorse("run", "--status-file", node, "--", "touch", "ran")
     assert done.returncode == 125
     assert "device or a pipe" in done.stderr
-    assert pipe.is_fifo()
+    assert stat.S_IFMT(node.lstat().st_mode) == kind
     assert not (packhorse.directory / "ran").exists()
 
 
@@ -383,15 +406,33 @@ def test_a_signal_during_boot_ends_it(
 
 
 @pytest.mark.usefixtures("pushed")
-def test_a_boot_that_is_killed_is_told(start: Start, packhorse: Packhorse, root_path: Path) -> None:
+@pytest.mark.parametrize("begin", ["complete", "early"])
+def test_a_boot_that_is_killed_is_told(
+    start: Start, packhorse: Packhorse, root_path: Path, begin: str
+) -> None:
     root = Root.open(root_path)
     with root.writing():  # the pull waits for us
-        supervisor = start("run", "--", "touch", "ran")
+        supervisor = start("run", "--", "touch", "ran", env={"PACKHORSE_RUN_START": begin})
         until(lambda: "waiting for" in supervisor.errors())
         [boot] = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split()
         os.kill(int(boot), signal.SIGKILL)
         assert supervisor.wait() == 125
-    assert "The process that restores was" in supervisor.errors()
+    assert "The process that restores was killed by SIGKILL" in supervisor.errors()
+    assert not (packhorse.directory / "ran").exists()
+
+
+@pytest.mark.usefixtures("pushed")
+def test_a_store_that_may_not_be_read_is_not_taken_for_an_empty_one(
+    start: Start, packhorse: Packhorse, root_path: Path
+) -> None:
+    store = root_path.with_name("root-store")
+    store.chmod(0)
+    try:
+        supervisor = start("run", "--", "touch", "ran", before=tuple(unprivileged()))
+        assert supervisor.wait() == 125
+    finally:
+        store.chmod(0o700)
+    assert str(store) in supervisor.errors()
     assert not (packhorse.directory / "ran").exists()
 
 
@@ -466,10 +507,18 @@ def test_what_changed_is_saved_after_sigterm(start: Start, packhorse: Packhorse,
 
 
 @pytest.mark.namespaces
-def test_what_changed_is_saved_although_the_disk_is_full(packhorse: Packhorse, root_path: Path) -> None:
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["alone", "beside another"])
+def test_what_changed_is_saved_although_the_disk_is_full(
+    packhorse: Packhorse, root_path: Path, meanwhile: bool
+) -> None:
+    """Also where another worker has pushed meanwhile, so that the push has to read what that one saved."""
+    another = Root.open(root_path.with_name("another"))
+    (another.models / "theirs").write_text("theirs")
+    push = [*packhorse.command, "push", "--root", str(another.path), "--store", f"file://{root_path}-store"]
+    pushes = shlex.join(push) if meanwhile else "true"
     root_path.mkdir()
     fills = "head -c 40M /dev/zero >$PACKHORSE_ROOT/tmp/fill; exit 9"
-    words = [*packhorse.command, "run", "--", "sh", "-c", f"{SAVES}; {fills}"]
+    words = [*packhorse.command, "run", "--", "sh", "-c", f"{SAVES}; {pushes} || exit; {fills}"]
     done = subprocess.run(
         [
             "unshare",
@@ -487,8 +536,10 @@ def test_what_changed_is_saved_although_the_disk_is_full(packhorse: Packhorse, r
         check=False,
     )
     assert done.returncode == 9, done.stderr
-    assert "full" in done.stderr
     assert _saved(packhorse, root_path, MODEL)
+    assert _saved(packhorse, root_path, "theirs") is meanwhile
+    assert "is full" in done.stderr
+    assert "not everything is saved" not in done.stderr
 
 
 def test_exec_saves_nothing(packhorse: Packhorse, root_path: Path) -> None:

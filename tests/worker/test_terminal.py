@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import sys
 import time
@@ -201,6 +202,36 @@ def test_a_child_in_a_pipe_that_reads_the_terminal_gets_it(open_console: Open) -
     _when_in_front(console, os.path.basename(sys.executable))
     console.type("answer\n")
     console.expect("got-answer")
+
+
+@pytest.mark.parametrize("begin", ["complete", "early"])
+def test_ctrl_z_stops_a_boot_and_fg_goes_on_with_it(
+    open_console: Open, packhorse: Packhorse, root_path: Path, begin: str
+) -> None:
+    (Root.open(root_path).models / "weights").write_text("weights")
+    assert packhorse("push").returncode == 0
+    shutil.rmtree(root_path)
+    root = Root.open(root_path)
+    packhorse.environ["PACKHORSE_RUN_START"] = begin  # type: ignore[index]
+    console = open_console(*BASH)
+    with root.writing():  # the pull waits for us
+        console.type("$PH run -- sh -c 'echo got-$(cat $PACKHORSE_ROOT/models/weights)'\n")
+        console.expect("waiting for")
+        supervisor = os.tcgetpgrp(console._master)
+        [boot] = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        console.type("\x1a")
+        console.expect("Stopped")
+        assert _state(boot) == "T"
+        console.type("fg\n")
+        until(lambda: _state(boot) != "T")
+    console.expect("got-weights")
+    console.type("echo code-$?\n")
+    console.expect("code-0")
+
+
+def _state(pid: str) -> str:
+    """What a process does (proc_pid_stat(5)): T where it is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_ctrl_c_during_the_final_backup_ends_it(
