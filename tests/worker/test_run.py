@@ -155,9 +155,19 @@ def test_a_reader_of_stderr_that_reads_nothing_keeps_no_signal_away(
         (Root.open(root_path).packages / "module.py").touch()
     with _full_pipe(packhorse.directory / "stderr"):
         started = start("run", "--", "sleep", "1000", before=("sh", "-c", 'exec "$@" 2> stderr', "sh"))
-        until(lambda: Path(f"/proc/{started.pid}/wchan").read_text().endswith("pipe_write"))
+        until(
+            lambda: all(_waits_in(started.pid).endswith(("pipe_write", "S 0")) for _ in range(50)),
+            "it to write",
+        )
         started.send(signal.SIGTERM)
         assert started.wait() == 128 + signal.SIGTERM
+
+
+def _waits_in(pid: int) -> str:
+    """The state of a process and the function of the kernel that it waits in; "0" where that is not told."""
+    process = Path(f"/proc/{pid}")
+    waits = (process / "wchan").read_text()
+    return f"{(process / 'stat').read_text().rpartition(')')[2].split()[0]} {waits}"
 
 
 @contextlib.contextmanager
