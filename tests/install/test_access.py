@@ -130,6 +130,39 @@ def test_credentials_go_to_their_host_alone(tmp_path: Path) -> None:
     assert not found.authorization("https://one.example:8443/files/x.whl")
 
 
+def test_each_project_of_a_host_has_its_own_credentials(tmp_path: Path) -> None:
+    found = _known(
+        {"HOME": str(tmp_path)},
+        "one @ git+https://me:first@host.example/group/one.git@v1",
+        "two @ git+https://me:second@host.example/group/two.git@v1",
+    )
+
+    assert (
+        found.with_user("https://host.example/group/one.git") == "https://me:first@host.example/group/one.git"
+    )
+    assert (
+        found.with_user("https://host.example/group/two.git")
+        == "https://me:second@host.example/group/two.git"
+    )
+    assert found.with_user("https://host.example/another") == "https://me:first@host.example/another"
+
+
+def test_a_keyring_is_not_asked_for_each_file_of_a_lock(tmp_path: Path) -> None:
+    program = tmp_path / "keyring"
+    program.write_text('#!/bin/sh\necho "$@" >> "$HOME/asked"\nexit 1\n')
+    program.chmod(0o755)
+    environ = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "UV_KEYRING_PROVIDER": "subprocess",
+    }
+    files = [f"https://one.example/{number}.whl" for number in range(3)]
+    lock = "".join(f"url = {url!r}\n" for url in files)
+
+    assert not access({}, (), environ, lock=lock).ask_keyring(files[0])
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
 def test_a_keyring_is_asked_only_where_pip_or_uv_are_told_to(tmp_path: Path) -> None:
     program = tmp_path / "keyring"
     program.write_text(_KEYRING)

@@ -208,15 +208,29 @@ def test_everything_is_installed_again_where_that_is_asked_for(index: Index, ins
 
 def test_a_failed_installation_leaves_linked_files_as_they_were(index: Index, installer: Installer) -> None:
     """A wheel that brings a file of another distribution does not write through the link."""
-    index.add("foo", "1.0", {"shared.py": "foo's\n"})
-    installer(dependencies=["foo"])
     index.add("bar", "1.0", {"shared.py": "bar's\n"})
+    installer(dependencies=["bar"])
+    index.add("foo", "1.0", {"shared.py": "foo's\n"})
 
     with pytest.raises(PackhorseError, match="not_there"):
-        installer(dependencies=["foo", "bar"], verify=["not_there"])
-    assert (installer.root.packages / "shared.py").read_text() == "foo's\n"
-    installer(dependencies=["foo", "bar"])
+        installer(dependencies=["bar", "foo"], verify=["not_there"])
     assert (installer.root.packages / "shared.py").read_text() == "bar's\n"
+    installer(dependencies=["bar", "foo"])
+    assert (installer.root.packages / "shared.py").read_text() == "foo's\n"
+
+
+def test_of_a_file_that_is_linked_and_brought_that_of_the_last_by_name_stays(
+    index: Index, installer: Installer
+) -> None:
+    """As where all is brought."""
+    index.add("bar", "1.0", {"shared.py": "bar's\n"})
+    index.add("foo", "1.0", {"shared.py": "foo's\n"})
+    installer(dependencies=["bar", "foo"])
+    index.add("bar", "2.0", {"shared.py": "newer bar's\n"})
+    installer(dependencies=["bar==2.0", "foo"])
+
+    assert any("1 of 2 distributions are unchanged" in note for note in installer.notes)
+    assert (installer.root.packages / "shared.py").read_text() == "foo's\n"
 
 
 def test_wheels_of_a_directory_are_known_again_by_their_content(

@@ -71,6 +71,18 @@ def test_what_another_distribution_overwrote_is_installed_anew(index: Index, ins
     assert _text(installer, "shared/__init__.py") == "by = 'one'\n"
 
 
+def test_what_a_distribution_brings_of_others_is_not_taken_for_its_own_record(
+    index: Index, installer: Installer
+) -> None:
+    """As setuptools does, whose RECORD names those of others first."""
+    brought = {"one/_vendor/other-1.0.dist-info/RECORD": "other.py,,\n"}
+    index.add("one", "1.0", {**brought, "shared/__init__.py": "by = 'one'\n"})
+    index.add("two", "1.0", {"shared/__init__.py": "by = 'two'\n"})
+    installer(dependencies=["one", "two"])
+    installer(dependencies=["one"])
+    assert _text(installer, "shared/__init__.py") == "by = 'one'\n"
+
+
 @pytest.mark.parametrize(
     ("name", "inside"),
     [("foo-1.0+cu12torch2.6-py3-none-any.whl", "foo"), ("foo_bar-1.0-py3-none-any.whl", "Foo.Bar")],
@@ -85,6 +97,7 @@ def test_the_data_of_a_wheel_with_another_name_goes_where_it_belongs(
         {
             f"{inside}-1.0.data/scripts/tool": "#!python\n",
             f"{inside}-1.0.data/purelib/extra.py": "there = True\n",
+            "a.data": "",
         },
     )
     renamed = made.rename(tmp_path / name)
@@ -111,6 +124,12 @@ def test_a_script_that_is_named_twice_is_left_to_pip(index: Index, installer: In
     index.add("foo", "1.0", {"foo-1.0.dist-info/entry_points.txt": script})
     installer(dependencies=["foo"])
     assert (installer.root.packages / "bin/foo").exists()
+
+
+def test_a_script_that_names_no_function_is_told(index: Index, installer: Installer) -> None:
+    index.add("foo", "1.0", {"foo-1.0.dist-info/entry_points.txt": "[console_scripts]\nfoo = foo\n"})
+    with pytest.raises(PackhorseError, match="an entry point names no function"):
+        installer(dependencies=["foo"])
 
 
 def test_a_damaged_wheel_is_refused(installer: Installer, tmp_path: Path) -> None:
@@ -176,7 +195,20 @@ def test_one_repository_may_hold_several_distributions(
     assert {"aaa.py", "bbb.py", "foo.py"} <= {path.name for path in installer.root.packages.iterdir()}
 
 
-def test_the_account_of_a_repository_over_ssh_is_kept(installer: Installer, tmp_path: Path) -> None:
+def test_the_subdirectory_of_an_archive_tells_what_is_installed(installer: Installer, tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        _project(tmp_path / "all" / place, "foo")
+        (tmp_path / "all" / place / "foo.py").write_text(f"place = {place!r}\n")
+    archive = Path(shutil.make_archive(str(tmp_path / "all"), "gztar", tmp_path, "all"))
+    for place in ("one", "two"):
+        installer(dependencies=[f"foo @ {archive.as_uri()}#subdirectory={place}"])
+        assert _text(installer, "foo.py") == f"place = {place!r}\n"
+
+
+@pytest.mark.parametrize("engine", ["pip", "uv"])
+def test_the_account_of_a_repository_over_ssh_is_kept(
+    index: Index, installer: Installer, tmp_path: Path, engine: str
+) -> None:
     _project(tmp_path / "repository", "aaa")
     _committed(tmp_path / "repository")
     ssh = tmp_path / "commands" / "ssh"
@@ -185,9 +217,16 @@ def test_the_account_of_a_repository_over_ssh_is_kept(installer: Installer, tmp_
         '#!/bin/sh\ncase "$*" in *git@*) ;; *) exit 255;; esac\nshift $(($# - 1))\nexec sh -c "$1"\n'
     )
     ssh.chmod(0o755)
-    installer.environ["PATH"] = f"{ssh.parent}:{installer.environ['PATH']}"
-    installer(dependencies=[f"aaa @ git+ssh://git@example.org{tmp_path}/repository"], engine="pip")
+    installer.environ |= {
+        "PATH": f"{ssh.parent}:{installer.environ['PATH']}",
+        "UV_DEFAULT_INDEX": index.url,
+    }
+    index.add("foo", "1.0")
+    repository = f"aaa @ git+ssh://git@example.org{tmp_path}/repository"
+    installer(dependencies=[repository], engine=engine)
     assert (installer.root.packages / "aaa.py").exists()
+    installer(dependencies=[repository, "foo"], engine=engine)
+    assert any("1 of 2 distributions are unchanged" in note for note in installer.notes)
 
 
 def test_a_token_in_the_address_of_a_source_is_not_kept(
@@ -302,7 +341,9 @@ def test_two_projects_of_one_host_have_their_own_credentials(installer: Installe
 def test_a_link_that_is_no_address_is_passed_over(index: Index, installer: Installer, tmp_path: Path) -> None:
     made = wheel(index.directory, "foo", "1.0")
     page = tmp_path / "page.html"
-    page.write_text(f'<a href="http://[x">broken</a> <a href="http://{index.host}/files/{made.name}">foo</a>')
+    page.write_text(
+        f'<base href="http://[x"><a href="http://[x">broken</a> <a href="http://{index.host}/files/{made.name}">foo</a>'
+    )
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *words: http.server.SimpleHTTPRequestHandler(*words, directory=str(tmp_path))
     ) as server:

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.markers import default_environment
 from tests.conftest import Packhorse
 from tests.install.conftest import Installer
 from tests.install.index import Index, source, wheel
 
 from packhorse.config_values import toml
 from packhorse.errors import ConfigError, IntegrityError, PackhorseError
+from packhorse.install.chosen import Chosen
+from packhorse.install.lock import Target, chosen_by, encoded
 
 FOO = "foo-1.0-py3-none-any.whl"
 
@@ -112,6 +115,25 @@ def test_an_installation_from_a_lock_is_exact_and_resolves_nothing(index: Index,
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["distributions"] == 2
     assert sorted(index.requests) == ["bar-1.0-py3-none-any.whl", FOO]  # no page of the index
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("ssh://git:hunter2@example.org/foo", "ssh://git@example.org/foo"),
+        ("https://me:hunter2@example.org/foo", "https://example.org/foo"),
+    ],
+)
+def test_of_who_reads_a_repository_only_the_account_of_ssh_is_kept(
+    tmp_path: Path, given: str, kept: str
+) -> None:
+    lock = tmp_path / "pylock.toml"
+    python = Target(dict(default_environment()), ["py3-none-any"])  # type: ignore[call-overload]
+    repository = {"vcs_info": {"vcs": "git", "commit_id": "0" * 40}}
+    lock.write_bytes(encoded([Chosen("foo", "1.0", given, direct=repository)], python, "", tmp_path))
+
+    assert "hunter2" not in lock.read_text()
+    assert [each.url for each in chosen_by(str(lock), python)] == [kept]
 
 
 def test_another_file_than_was_locked_is_refused(index: Index, project: Project) -> None:

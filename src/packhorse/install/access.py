@@ -25,7 +25,8 @@ from packhorse.errors import PackhorseError
 if TYPE_CHECKING:
     import urllib3
 
-_WITH_USER = re.compile(r"(https?)://([^/?#\s]+)@([^/?#\s'\"]+)([^?#\s'\"]*)")
+_WITH_USER = re.compile(r"https?://([^/?#\s]+)@([^/?#\s'\"]+)([^?#\s'\"@]*)")
+"""The path ends where the revision of a repository begins."""
 _INDEX = re.compile(r"(https?)://(?:[^/?#\s@]+@)?([^/?#\s'\"@]+)([^?#\s'\"]*)")
 _PATIENCE = 60.0
 """Seconds that a keyring has to answer."""
@@ -207,19 +208,23 @@ def access(
     lines: Iterable[str],
     environ: Mapping[str, str],
     python: Sequence[str] = (),
+    lock: str = "",
 ) -> Access:
     """How to reach what pip's `settings`, the `lines` of requirements files and the variables of uv name.
 
-    `python` are the words that start the Python that runs pip.
+    `python` are the words that start the Python that runs pip; `lock` is the text of a lock file, which names no
+    indexes.
     """
     users: dict[str, dict[str, str]] = {}
     indexes: dict[str, tuple[str, ...]] = {}
     of_uv = [value for name, value in environ.items() if name.startswith("UV_") and "INDEX" in name]
-    for text in (*settings.values(), *lines, *of_uv):
-        expanded = _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text)
-        for _, user, netloc, path in _WITH_USER.findall(expanded):
+    given = (*settings.values(), *lines, *of_uv)
+    texts = [_VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text) for text in given]
+    for text in (*texts, lock):
+        for user, netloc, path in _WITH_USER.findall(text):
             users.setdefault(netloc, {}).setdefault(path, user)
-        for scheme, netloc, path in _INDEX.findall(expanded):
+    for text in texts:
+        for scheme, netloc, path in _INDEX.findall(text):
             url = f"{scheme}://{netloc}{path}"
             if url not in indexes.get(netloc, ()):
                 indexes[netloc] = (*indexes.get(netloc, ()), url)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from packhorse.install.pip import Engine
 
 _THREADS = 4
 _INSTALLER = b"packhorse\n"
+_RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
 
 
 class Applied(NamedTuple):
@@ -76,12 +78,14 @@ def apply(
     linked = [each for each in chosen if found[each.name]]
     for each in (each for each in (*chosen, *last) if found[each.name]):
         engine.log.add(f"unchanged: {each.name} {each.version}")
-    for each in linked:
+    placed: dict[Path, _Rank] = {}
+    for each in sorted(linked, key=_rank):
         _link_all(found[each.name], base, staging)
+        placed.update((staging / path, _rank(each)) for path in found[each.name])
     rest = [each for each in chosen if not found[each.name]]
     wanted = [*(each for each in rest if each.is_wheel), *(each for each in last if not found[each.name])]
     sized = {each.url: each for each in work.fitting(wanted, slimmed=bool(mark))}
-    refused = work.bring([sized[each.url] for each in rest if each.is_wheel])
+    refused = work.bring([sized[each.url] for each in rest if each.is_wheel], placed)
     left = [*(each for each in rest if not each.is_wheel), *refused]
 
     def by_pip(each: Chosen) -> None:
@@ -149,16 +153,21 @@ def _shared(paths: Sequence[str], base: Path) -> bool:
 
 def _overwritten(found: Mapping[str, Sequence[str]], base: Path) -> list[str]:
     """The names of those of which a file in `base` is that of a distribution which goes, or is replaced."""
-    staying = {path for paths in found.values() for path in paths if path.endswith(".dist-info/RECORD")}
+    staying = {name: _info(paths) for name, paths in found.items() if paths}
     going: set[str] = set()
     for record in base.glob("*.dist-info/RECORD"):
-        if f"{record.parent.name}/RECORD" not in staying:
+        if record.parent.name not in staying.values():
             going.update(unpack.recorded(record.parent))
     return [
         name
-        for name, paths in found.items()
-        if not going.isdisjoint(paths) and not unpack.as_recorded(paths, going, base)
+        for name, info in staying.items()
+        if not going.isdisjoint(found[name]) and not unpack.as_recorded(base / info, going)
     ]
+
+
+def _info(paths: Iterable[str]) -> str:
+    """The dist-info of the distribution with these files, which may bring those of others along, deeper."""
+    return next(path.partition("/")[0] for path in paths if _RECORD.fullmatch(path))
 
 
 def _link_all(paths: Iterable[str], base: Path | None, staging: Path) -> None:
@@ -183,11 +192,13 @@ def _same(chosen: Chosen, info: Path) -> bool:
     for name in (unpack.PROVENANCE, "direct_url.json"):
         with contextlib.suppress(OSError, ValueError):
             origin = json.loads((info / name).read_bytes())
-            if vcs := (chosen.direct or {}).get("vcs_info"):
+            direct = chosen.direct or {}
+            if origin.get("subdirectory") != direct.get("subdirectory"):
+                return False
+            if vcs := direct.get("vcs_info"):
                 return bool(
                     origin.get("vcs_info", {}).get("commit_id") == vcs["commit_id"]
-                    and without_credentials(origin["url"]) == (chosen.direct or {})["url"]
-                    and origin.get("subdirectory") == (chosen.direct or {}).get("subdirectory")
+                    and without_credentials(origin["url"]) == direct["url"]
                     and not origin.get("dir_info")
                 )
             had: Mapping[str, str] = origin.get("archive_info", {}).get("hashes") or {}
@@ -211,6 +222,13 @@ def _link(source: Path, place: Path) -> None:
 
 
 # --- wheels ---
+
+_Rank = tuple[bool, str]
+
+
+def _rank(chosen: Chosen) -> _Rank:
+    """Of a file that several distributions have, that of the highest stays: pip builds last, wheels go by name."""
+    return not chosen.is_wheel, chosen.name
 
 
 class _Room:
@@ -252,7 +270,7 @@ class _Work:
         self._writing: set[int] = set()
         self._room = _Room(0)
         self._placing = threading.Lock()
-        self._placed: dict[Path, str] = {}
+        self._placed: dict[Path, _Rank] = {}
         self.infos: list[str] = []
         """The dist-info of each that was unpacked."""
 
@@ -296,12 +314,12 @@ class _Work:
             return 0, ""
         return beside, f", and its largest wheel ({largest.file}) {_mb(beside)} while it is unpacked"
 
-    def bring(self, chosen: Sequence[Chosen]) -> list[Chosen]:
-        """Install the wheels; returns those that only pip may fetch."""
+    def bring(self, chosen: Sequence[Chosen], placed: Mapping[Path, _Rank] = {}) -> list[Chosen]:
+        """Install the wheels beside what is `placed` already; returns those that only pip may fetch."""
         total = sum(map(_beside, chosen))
         self._refused = []
         self._stopping.clear()
-        self._placed = {}
+        self._placed = dict(placed)
         self._engine.progress.stage("downloading and installing", total or None)
         self._room = _Room(max(map(_beside, chosen), default=0))
         # The largest first: it lies beside its own files before those of the others are there.
@@ -375,13 +393,13 @@ class _Work:
         except IntegrityError:
             return ""
 
-    def _settle(self, name: str, written: Path, place: Path) -> None:
-        """Of a file that several wheels bring the last by name stays: not the thread that was the slowest decides."""
+    def _settle(self, rank: _Rank, written: Path, place: Path) -> None:
+        """Move a file to its place, unless one is there that stays: not the thread that was the slowest decides."""
         with self._placing:
-            if self._placed.get(place, "") > name:
+            if self._placed.get(place, rank) > rank:
                 written.unlink()
                 return
-            self._placed[place] = name
+            self._placed[place] = rank
             os.replace(written, place)
 
     def _install(self, chosen: Chosen, path: Path, digest: str) -> None:
@@ -407,7 +425,7 @@ class _Work:
                     metadata,
                     digest,
                     self._check,
-                    lambda written, place: self._settle(chosen.name, written, place),
+                    lambda written, place: self._settle(_rank(chosen), written, place),
                 )
             )
         finally:

@@ -36,7 +36,7 @@ _CONNECT = 30.0
 """Seconds to wait for a connection, at most: silence says nothing about a file's size there."""
 _WEAK = ("md5", "sha1")
 """Checked where nothing better is told."""
-_CHECKED = tuple(
+_CHECKED = sorted(
     name for name in hashlib.algorithms_guaranteed if not name.startswith("shake") and name not in _WEAK
 )
 _REDIRECTIONS = 10

@@ -148,13 +148,15 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         target = dict(attrs).get("href")
-        if tag == "base" and target:
-            self._base = urljoin(self._base, target)
-        elif tag == "a" and target:
-            try:
-                url = urljoin(self._base, target.strip())
-            except ValueError:  # no URL
-                return
+        if tag not in ("a", "base") or not target:
+            return
+        try:
+            url = urljoin(self._base, target.strip())
+        except ValueError:  # no URL
+            return
+        if tag == "base":
+            self._base = url
+        else:
             name = _base(url)
             if name.endswith(".whl") and url.startswith(("http://", "https://")):
                 self.links.append(Link(name, url))

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from packhorse.errors import ConfigError
 
-_COMMENT = re.compile(r"(^|\s+)#.*$", re.MULTILINE)
+_COMMENT = re.compile(r"(^|\s+)#.*$")
 _INCLUDE = re.compile(r"(?:(-r|-c)\s*|(--requirement|--constraint)(?:\s+|\s*=\s*))(\S.*)")
 _SOURCES = re.compile(
     r"(-i|-f|--(index-url|extra-index-url|find-links|no-index|trusted-host|no-binary|only-binary|pre|prefer-binary)\b)"
@@ -157,7 +157,7 @@ def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> I
             if text:
                 yield Line(kind, text, path)
             continue
-        target = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), _unquoted(include[3]))
+        target = _VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], _unquoted(include[3]))
         if "://" not in target:
             target = os.path.join(os.path.dirname(path), target)
         wanted = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind

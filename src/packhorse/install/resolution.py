@@ -48,10 +48,17 @@ class Resolution:
         environment = self._environment
         wheels = [text for each in environment.wheels for text in (each.url, *each.find_links)]
         texts = [*(line.text for line in self._given), *environment.dependencies, *wheels]
+        locked = b""
         if environment.lock and os.path.exists(environment.lock):  # it may be written only now
-            texts.append(requirements.read_bytes(environment.lock).decode(errors="replace"))
+            locked = requirements.read_bytes(environment.lock)
         engine = self._engine
-        return access.access(engine.pip_settings, texts, engine.pip_environ, engine.command.python)
+        return access.access(
+            engine.pip_settings,
+            texts,
+            engine.pip_environ,
+            engine.command.python,
+            locked.decode(errors="replace"),
+        )
 
     @property
     def target(self) -> lock.Target:

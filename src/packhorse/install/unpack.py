@@ -83,8 +83,10 @@ def unpack(
         @cached_property
         def data_dir(self) -> str:
             # As pip: by its end. A wheel that was renamed has another version in its name.
-            tops = {name.partition("/")[0] for name in self._zipfile.namelist()}
-            return next((top for top in tops if top.endswith(".data")), super().data_dir)
+            parts = (name.partition("/") for name in self._zipfile.namelist())
+            found = {top for top, slash, _ in parts if slash and top.endswith(".data")}
+            named = super().data_dir
+            return named if named in found else min(found, default=named)
 
     # It says so of each file of bytecode that it leaves out. All is compiled here.
     warnings.filterwarnings("ignore", r"Skip installing .*__pycache__", RuntimeWarning)
@@ -100,15 +102,16 @@ def unpack(
         InstallerError,
         ValueError,
         KeyError,
-        AssertionError,  # installer's word for an entry point that names no function
+        AssertionError,  # installer's, without a word
         RuntimeError,  # zipfile's, for a password or a compression that it does not know
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
         zlib.error,
         EOFError,
     ) as error:
+        reason = "an entry point names no function" if isinstance(error, AssertionError) else error
         raise PackhorseError(
-            f"{wheel.name} is not a whole wheel: {error}.", "Build or download it again, or choose another."
+            f"{wheel.name} is not a whole wheel: {reason}.", "Build or download it again, or choose another."
         ) from error
 
 
@@ -242,14 +245,13 @@ def _recorded_digest(content: bytes) -> str:
     return f"sha256={base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()}"
 
 
-def as_recorded(paths: Iterable[str], which: Collection[str], directory: Path) -> bool:
-    """Whether those files of a distribution, its `paths`, that are among `which` are the ones of its RECORD."""
-    info = next(PurePosixPath(path).parent for path in paths if path.endswith(".dist-info/RECORD"))
-    with open(directory / info / "RECORD", encoding="utf-8", newline="") as record:
+def as_recorded(info: Path, which: Collection[str]) -> bool:
+    """Whether those of a distribution's files that are among `which` are the ones of its RECORD."""
+    with open(info / "RECORD", encoding="utf-8", newline="") as record:
         for path, digest, *_ in filter(None, csv.reader(record)):
             below = str(wheels.place(PurePosixPath(path)))
             known = below in which and digest.startswith("sha256=")
-            if known and digest != _recorded_digest((directory / below).read_bytes()):
+            if known and digest != _recorded_digest((info.parent / below).read_bytes()):
                 return False
     return True
 
