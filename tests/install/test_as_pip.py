@@ -106,6 +106,12 @@ def test_the_data_of_a_wheel_with_another_name_goes_where_it_belongs(
     assert (installer.root.packages / "bin/tool").exists()
 
 
+def test_a_wheel_whose_data_is_a_file_is_refused(index: Index, installer: Installer) -> None:
+    index.add("foo", "1.0", {"foo-1.0.data": ""})
+    with pytest.raises(PackhorseError, match=r"not a whole wheel: foo-1\.0\.data is a file"):
+        installer(dependencies=["foo"])
+
+
 def test_a_wheel_without_dates_is_installed(index: Index, installer: Installer) -> None:
     whole = index.add("foo", "1.0")
     with zipfile.ZipFile(whole) as archive:
@@ -144,6 +150,15 @@ def test_a_damaged_wheel_is_refused(installer: Installer, tmp_path: Path) -> Non
     content[offset : offset + 10] = b"\xff" * 10
     made.write_bytes(content)
     with pytest.raises(PackhorseError, match="not a whole wheel"):
+        installer(wheels=[{"name": "foo", "path": str(made)}])
+
+
+def test_a_wheel_that_wants_a_password_is_refused(installer: Installer, tmp_path: Path) -> None:
+    made = wheel(tmp_path, "foo", "1.0")
+    content = bytearray(made.read_bytes())
+    content[content.rfind(b"foo.py") - 46 + 8] |= 1  # the flags, of 46 bytes before the name in the directory
+    made.write_bytes(content)
+    with pytest.raises(PackhorseError, match=r"not a whole wheel: .*encrypted"):
         installer(wheels=[{"name": "foo", "path": str(made)}])
 
 

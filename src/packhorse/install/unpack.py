@@ -83,10 +83,14 @@ def unpack(
         @cached_property
         def data_dir(self) -> str:
             # As pip: by its end. A wheel that was renamed has another version in its name.
-            parts = (name.partition("/") for name in self._zipfile.namelist())
+            names = self._zipfile.namelist()
+            parts = (name.partition("/") for name in names)
             found = {top for top, slash, _ in parts if slash and top.endswith(".data")}
             named = super().data_dir
-            return named if named in found else min(found, default=named)
+            chosen = named if named in found else min(found, default=named)
+            if chosen in names:  # installer would look for its directory without an end
+                raise ValueError(f"{chosen} is a file")
+            return chosen
 
     # It says so of each file of bytecode that it leaves out. All is compiled here.
     warnings.filterwarnings("ignore", r"Skip installing .*__pycache__", RuntimeWarning)
