@@ -57,7 +57,7 @@ def test_of_a_file_that_many_wheels_bring_at_once_the_last_by_name_stays(
         )
         for name in names
     ]
-    lock = _lock(tmp_path, wheels)
+    lock = _lock(tmp_path, wheels[::-1])  # the last by name is unpacked first
     for _ in range(5):
         installer(lock=lock, reinstall=True)
         assert _text(installer, "ns/__init__.py") == "by = 'p11'\n"
@@ -74,8 +74,8 @@ def test_what_another_distribution_overwrote_is_installed_anew(index: Index, ins
 def test_what_a_distribution_brings_of_others_is_not_taken_for_its_own_record(
     index: Index, installer: Installer
 ) -> None:
-    """As setuptools does, whose RECORD names those of others first."""
-    brought = {"one/_vendor/other-1.0.dist-info/RECORD": "other.py,,\n"}
+    """As setuptools did, in pkg_resources: its RECORD names those of others first."""
+    brought = {"a_part/other-1.0.dist-info/RECORD": "other.py,,\n"}
     index.add("one", "1.0", {**brought, "shared/__init__.py": "by = 'one'\n"})
     index.add("two", "1.0", {"shared/__init__.py": "by = 'two'\n"})
     installer(dependencies=["one", "two"])
@@ -254,7 +254,7 @@ def test_a_token_in_the_address_of_a_source_is_not_kept(
     told = (info / "direct_url.json").read_bytes()
     digest = base64.urlsafe_b64encode(hashlib.sha256(told).digest()).rstrip(b"=").decode()
     assert b"SECRET" not in told
-    assert f"sha256={digest},{len(told)}" in (info / "RECORD").read_text()
+    assert f"{info.name}/direct_url.json,sha256={digest},{len(told)}\n" in (info / "RECORD").read_text()
 
 
 # --- requirements ---
