@@ -5,7 +5,9 @@ Knows nothing of the rest of the package, so that every other module may raise f
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Callable, Iterator
 from typing import TypeGuard
 
 
@@ -60,6 +62,17 @@ class StorageError(PackhorseError):
 def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Whether the operating system says that a disk, or a quota on it, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def unless_full(told: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Go on where a disk is full, once that was `told`: for what spares work, and is not needed."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        told()
 
 
 MEND = "`packhorse push --repair` from a root that still has this mends it; else use another snapshot."

@@ -322,30 +322,36 @@ def test_a_pull_killed_between_its_renames_leaves_nothing_that_looks_changed_her
     assert persistent(second.path) == persistent(first.path)
 
 
-def test_a_new_directory_that_a_killed_pull_left_closed_is_opened_by_the_next(
-    pair: tuple[Worker, Worker],
-) -> None:
-    first, second = pair
+def _is_made_up_for(first: Worker, second: Worker) -> None:
+    """What an interrupted pull left in `second` is nobody's change, and the next pull puts it right."""
+    assert second.push(directories=("models",)).pushed == []
+    assert second.pull().kept == []
+    assert persistent(second.path) == persistent(first.path)
+
+
+def _with_new_directory(first: Worker) -> None:
     for name in ("a", "b"):
         first.write(f"models/hub/{name}", name)
     (first.path / "models/hub").chmod(0o755)
     first.push()
+
+
+def test_a_new_directory_that_a_killed_pull_left_closed_is_opened_by_the_next(
+    pair: tuple[Worker, Worker],
+) -> None:
+    first, second = pair
+    _with_new_directory(first)
     killed_at_rename(second, "models/hub/a")
     assert _mode(second, "models/hub") == 0o700
-    assert second.push(directories=("models",)).pushed == [], "nobody closed it"
-    assert second.pull().kept == []
+    _is_made_up_for(first, second)
     assert _mode(second, "models/hub") == 0o755
-    assert persistent(second.path) == persistent(first.path)
 
 
 def test_a_new_directory_that_a_failed_pull_left_closed_is_opened_by_the_next(
     pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = pair
-    for name in ("a", "b"):
-        first.write(f"models/hub/{name}", name)
-    (first.path / "models/hub").chmod(0o755)
-    first.push()
+    _with_new_directory(first)
     rename = os.rename
 
     def fails(source: bytes, target: bytes) -> None:
@@ -358,9 +364,7 @@ def test_a_new_directory_that_a_failed_pull_left_closed_is_opened_by_the_next(
         with pytest.raises(OSError, match="Input/output error"):
             second.pull()
     assert second.names() == ["a", "dir/b", "hub/a"]
-    assert second.push(directories=("models",)).pushed == []
-    assert second.pull().kept == []
-    assert persistent(second.path) == persistent(first.path)
+    _is_made_up_for(first, second)
 
 
 def test_a_read_only_directory_that_a_killed_pull_left_open_is_closed_by_the_next(
@@ -378,10 +382,8 @@ def test_a_read_only_directory_that_a_killed_pull_left_open_is_closed_by_the_nex
             second.pull()
     killed_at_rename(second, "models/dir/b", before=unprivileged())
     assert _mode(second, "models/dir") == 0o700
-    assert second.push(directories=("models",)).pushed == [], "nobody opened it"
-    assert second.pull().kept == []
+    _is_made_up_for(first, second)
     assert _mode(second, "models/dir") == 0o555
-    assert persistent(second.path) == persistent(first.path)
 
 
 def test_a_directory_that_was_made_read_only_here_stays_so_when_something_comes_into_it(

@@ -107,9 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors.py` gives each failure."""
     _keep_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
-        if (
-            isinstance(stream, io.TextIOWrapper) and stream.errors == "strict"
-        ):  # paths are bytes, and → is not in Latin-1
+        # Paths are bytes, and → is not in Latin-1.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in words if not word.startswith("-")), "")

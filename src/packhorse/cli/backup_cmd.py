@@ -19,18 +19,15 @@ def command(result_file: Path, deadline: float | None) -> None:
     import msgspec
 
     from packhorse import atomic
-    from packhorse.errors import is_full
+    from packhorse.errors import unless_full
     from packhorse.progress import Silent
     from packhorse.transfer.setup import Setup
     from packhorse.worker.backup import backup
 
     setup = Setup(context.load(), os.environ)
     saved = backup(setup, Silent(), console.warn, seconds=deadline)
-    try:
+    with unless_full():  # what was saved is saved
         atomic.write_file(result_file, msgspec.json.encode(saved))
-    except OSError as error:  # the root's disk is full: what was saved is saved
-        if not is_full(error):
-            raise
     if saved.pushed:
         console.note(
             f"saved {console.counted(saved.files, 'file')}, {console.megabytes(saved.bytes)} "

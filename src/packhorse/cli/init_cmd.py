@@ -63,9 +63,8 @@ def command(flags: dict[str, object], template: str, directory: Path, force: boo
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for source, target in zip(sources, targets):
-            atomic.write_file(
-                target, source.read_bytes(), mode=0o666
-            )  # less the umask: it is the user's file
+            # Less the umask: it is the user's file.
+            atomic.write_file(target, source.read_bytes(), mode=0o666)
     except OSError as error:
         raise ConfigError(
             f"Nothing can be written into {directory}: {error.strerror}.",

@@ -5,9 +5,7 @@ Promises to read and never to change. Knows nothing of snapshots: `packhorse ver
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
 import os
 import re
 import shlex
@@ -19,6 +17,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from packaging.utils import canonicalize_name
 
+from packhorse.install import records
 from packhorse.install.wheels import place
 from packhorse.progress import Progress
 
@@ -26,7 +25,6 @@ _BYTECODE = re.compile(r"(?:(.*)/)?__pycache__/([^./]+)\.[^/]+\.pyc")
 _METADATA = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info")
 _SHEBANG = re.compile(rb"#!\s*(/\S+)")
 _OURS = re.compile(rb"#!/bin/sh\n'''exec' ([^\n]+?) \"\$0\" \"\$@\"\n")
-_PIECE = 1 << 20
 _SHOWN = 20
 REINSTALL = "Run `packhorse install --reinstall`."
 
@@ -198,7 +196,7 @@ def _differences(
                 changed.append(path)
             elif digests:
                 progress.advance(files[path])
-                if row.digest and not _has(packages / path, row.digest):
+                if row.digest and not records.fits(packages / path, row.digest):
                     changed.append(path)
         if missing:
             yield _finding("records", "problem", f"{each} lacks files.", REINSTALL, missing)
@@ -210,18 +208,6 @@ def _differences(
                 f"{REINSTALL} Changes that are meant belong into a package or a wheel of their own.",
                 changed,
             )
-
-
-def _has(path: Path, digest: str) -> bool:
-    """Whether a file has the digest of a RECORD; one by an unknown method is taken for right."""
-    method, _, expected = digest.partition("=")
-    if method not in hashlib.algorithms_available:
-        return True
-    made = hashlib.new(method, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            made.update(piece)
-    return base64.urlsafe_b64encode(made.digest()).rstrip(b"=").decode() == expected
 
 
 def _unowned(found: Iterable[_Distribution], files: Mapping[str, int]) -> Iterator[Finding]:

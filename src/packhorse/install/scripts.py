@@ -6,17 +6,12 @@ script starts the interpreter that `packhorse run` takes for the worker's, and t
 
 from __future__ import annotations
 
-import base64
-import csv
-import hashlib
-import io
 import os
 import re
 import shlex
-import stat
 from pathlib import Path
 
-from packhorse import atomic
+from packhorse.install import records
 
 _PYTHON = re.compile(
     # The first line, or what distlib and installer write where that would be too long or hold a space (execve(2)).
@@ -51,20 +46,11 @@ def make_relocatable(packages: Path, configured: str, root: Path) -> int:
         head = b"#!/bin/sh\n'''exec' %s%s \"$0\" \"$@\"\n' '''  # packhorse%s\n" % (start, options, options)
         new = head + content[match.end() :]
         if new != content:
-            _replace(path, new)
+            records.replace(path, new)
             changed[entry.name] = new
     if changed:
         _record(packages, changed)
     return len(changed)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """By a new file, since the old one may have other hard links; with its mode, and its times, so that two
-    installations of the same wheels stay the same."""
-    before = path.stat()
-    atomic.write_file(path, content)
-    path.chmod(stat.S_IMODE(before.st_mode))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _start(configured: str, root: Path) -> bytes:
@@ -80,20 +66,10 @@ def _start(configured: str, root: Path) -> bytes:
 
 def _record(packages: Path, changed: dict[str, bytes]) -> None:
     """Correct the lines about changed scripts: below `packages` a script is named as `../../bin/NAME`."""
+
+    def content(path: str) -> bytes | None:
+        found = re.fullmatch(r"(?:\./|(?:\.\./)+)?bin/([^/]+)", path)
+        return changed.get(found[1]) if found else None
+
     for record in packages.glob("*.dist-info/RECORD"):
-        text = record.read_text(encoding="utf-8", errors="surrogateescape")
-        rows = list(csv.reader(io.StringIO(text)))
-        new = [_row(row, changed) for row in rows]
-        if new != rows:
-            lines = io.StringIO()
-            csv.writer(lines, lineterminator="\n").writerows(new)
-            _replace(record, lines.getvalue().encode(errors="surrogateescape"))
-
-
-def _row(row: list[str], changed: dict[str, bytes]) -> list[str]:
-    path = re.fullmatch(r"(?:\./|(?:\.\./)+)?bin/([^/]+)", row[0]) if row else None
-    if path is None or path[1] not in changed:
-        return row
-    content = changed[path[1]]
-    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-    return [row[0], f"sha256={digest}", str(len(content))]
+        records.correct(record, content)

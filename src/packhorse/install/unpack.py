@@ -6,12 +6,10 @@ two installations share their bytes; and that no file is written through a hard 
 
 from __future__ import annotations
 
-import base64
 import calendar
 import configparser
 import contextlib
 import csv
-import hashlib
 import os
 import posixpath
 import warnings
@@ -23,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from packhorse.errors import PackhorseError
-from packhorse.install import process, wheels
+from packhorse.install import process, records, wheels
 from packhorse.install.downloads import RefusedError
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import Log, without_signature
@@ -234,19 +232,8 @@ def hide_signatures(directory: Path) -> None:
         hidden = without_signature(told)
         if hidden != told:
             file.write_text(hidden, encoding="utf-8")
-            record, path = file.with_name("RECORD"), f"{file.parent.name}/{file.name}"
-            with open(record, encoding="utf-8", newline="") as lines:
-                rows = list(csv.reader(lines))
-            with open(record, "w", encoding="utf-8", newline="") as lines:
-                content = hidden.encode()
-                row = [path, _recorded_digest(content), str(len(content))]
-                csv.writer(lines, lineterminator="\n").writerows(
-                    row if each[:1] == [path] else each for each in rows
-                )
-
-
-def _recorded_digest(content: bytes) -> str:
-    return f"sha256={base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b'=').decode()}"
+            changed = {f"{file.parent.name}/{file.name}": hidden.encode()}
+            records.correct(file.with_name("RECORD"), changed.get)
 
 
 def as_recorded(info: Path, which: Collection[str]) -> bool:
@@ -255,7 +242,7 @@ def as_recorded(info: Path, which: Collection[str]) -> bool:
         for path, digest, *_ in filter(None, csv.reader(record)):
             below = str(wheels.place(PurePosixPath(path)))
             known = below in which and digest.startswith("sha256=")
-            if known and digest != _recorded_digest((info.parent / below).read_bytes()):
+            if known and not records.fits(info.parent / below, digest):
                 return False
     return True
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import IntegrityError, is_full
+from packhorse.errors import IntegrityError, unless_full
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.contents import content_of, content_on_disk, cut_alike
@@ -62,23 +63,16 @@ class Local:
 
     def manifest(self, store: Store, digest: str, kind: documents.Kind) -> Manifest:
         """A manifest, from the root's own copies or from the store. Raises IntegrityError, StorageError."""
-        known = self.encoded(digest)
-        if known is None:
-            known = tags.get_manifest(store, digest, self.encoded)
-            try:
-                self.keep(known)
-            except OSError as error:
-                # Nothing but time hangs on the copy of a shared one; that of the packages tells what is a hole.
-                if kind == "packages" or not is_full(error):
-                    raise
-        return documents.decode_manifest(known, kind)
+        # Nothing but time hangs on the copy of a shared one; that of the packages tells what is a hole.
+        return documents.decode_manifest(self.bytes_of(store, digest, keep=kind == "packages"), kind)
 
-    def bytes_of(self, store: Store, digest: str) -> Encoded:
-        """The bytes of a manifest, likewise."""
+    def bytes_of(self, store: Store, digest: str, *, keep: bool = True) -> Encoded:
+        """The bytes of a manifest, likewise. `keep`: a full disk is an error, not a reason to do without a copy."""
         known = self.encoded(digest)
         if known is None:
             known = tags.get_manifest(store, digest, self.encoded)
-            self.keep(known)
+            with nullcontext() if keep else unless_full():
+                self.keep(known)
         return known
 
     def keep(self, manifest: Encoded) -> None:

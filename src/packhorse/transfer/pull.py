@@ -238,11 +238,10 @@ class _Restore:
         disk = os.stat(self.root.path).st_dev
         tops = {path.partition(b"/")[0] for path in self.plan.wanted}
         for top in sorted(tops | ({b"packages"} if packages is not None else set())):
-            directory = os.path.join(self.local.base, top)
             found = look(self.local.base, top)
             if found is not None and found.kind == "directory" and found.signature.identity[0] != disk:
                 raise ConfigError(
-                    f"{readable(directory)} lies on another disk than the root.",
+                    f"{self.root.path}/{readable(top)} lies on another disk than the root.",
                     "Mount that disk at the root itself, or name a root on it with --root.",
                 )
 

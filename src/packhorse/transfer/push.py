@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import msgspec
 
-from packhorse.errors import PackhorseError, is_full
+from packhorse.errors import PackhorseError, unless_full
 from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import PERSISTENT, SHARED, Root, State
@@ -297,7 +297,7 @@ class _Push:
                 moment = max(moment, tags.put_placement(self.store, placement))
             for part in parts:
                 self._put_manifest(part)
-                with self._unless_full() if part.part == "shared" else nullcontext():
+                with unless_full(self._tell_full) if part.part == "shared" else nullcontext():
                     self.local.keep(part.encoded)
             stamp = tags.stamp_after(moment, min((entry.stamp for entry in self.mine), default=""))
             entries = [
@@ -335,7 +335,7 @@ class _Push:
         if parts:
             self._name_what_others_added(together, state.fingerprint)
         named = snapshot.id if parts else self._named(snapshot.id)
-        with self._unless_full():
+        with unless_full(self._tell_full):
             self.local.index.save()
             with self.root.recording():
                 # A pull may have ended since this push began: what it recorded stays.
@@ -363,15 +363,8 @@ class _Push:
                 return known
         return ""
 
-    @contextmanager
-    def _unless_full(self) -> Iterator[None]:
-        """Go on where the root's disk is full: what is noted here of the push spares work, and the store has it."""
-        try:
-            yield
-        except OSError as error:
-            if not is_full(error):
-                raise
-            self.warn(f"{self.root.path} is full, so the next push reads again what this one saved")
+    def _tell_full(self) -> None:
+        self.warn(f"{self.root.path} is full, so the next push reads again what this one saved")
 
     def _name_what_others_added(self, together: Sequence[TagEntry], fingerprint: str) -> None:
         """Give what the tag holds now a snapshot to be named by, if others pushed meanwhile: the last one to look

@@ -253,8 +253,8 @@ def _nothing_to_restore(config: Config, root: Root) -> bool:
         os.stat(directory / "tags" / config.storage.tag)
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:  # the boot says what is wrong with the store
-        return False
+    except OSError:
+        pass  # the boot says what is wrong with the store
     return False
 
 
