@@ -209,3 +209,29 @@ def test_a_directory_that_may_not_be_used_is_told_from_one_that_is_out_of_reach(
         f"6 The store {url} cannot be used: permission denied for {key}."
         for key in ("closed/b", "read-only/b", "read-only/a", "closed/")
     ]
+
+
+_ENDS = """
+import asyncio, sys, time
+from packhorse.config import Storage
+from packhorse.store.objects import Store
+class Slow:  # the interpreter flushes what it ends with
+    closed = False
+    def flush(self):
+        time.sleep(0.4)
+told = asyncio.BaseEventLoop.call_soon_threadsafe
+def slowly(*words, **more):
+    handle = told(*words, **more)
+    time.sleep(0.2)  # in the client's thread, which waits for its turn of the interpreter
+    return handle
+asyncio.BaseEventLoop.call_soon_threadsafe = slowly
+print(Store(Storage(url=sys.argv[1]), {}).get("a"), flush=True)
+sys.stdout = Slow()
+"""
+
+
+def test_a_program_may_end_right_after_an_answer(tmp_path: Path) -> None:
+    url = (tmp_path / "store").as_uri()
+    Store(Storage(url=url), {}).put("a", b"content")
+    done = subprocess.run([sys.executable, "-c", _ENDS, url], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "b'content'\n", "")

@@ -179,7 +179,8 @@ def test_a_store_that_is_busy_for_good_ends_the_pull_with_6_and_is_asked_a_few_t
         done = packhorse("pull", "--json", *flags, env=where)
     assert done.returncode == 6, done.stderr
     assert "SlowDown" in json.loads(done.stdout)["error"]
-    assert sum(map(len, relay.ranges.values())) <= 7
+    # Seven by a client that tries again, and one beside where those take longer than a store may be silent, twice at most.
+    assert sum(map(len, relay.ranges.values())) <= 9
 
 
 class _Blocking(Silent):

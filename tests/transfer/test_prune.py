@@ -645,7 +645,6 @@ from packhorse.transfer.prune import prune
 from packhorse.transfer.retention import Keep
 url, endpoint = sys.argv[1:]
 prune(Store(Storage(url=url, endpoint=endpoint), os.environ), Silent(), keep=Keep(1), limit=-2)
-os._exit(0)  # as the command does: a thread of the client may still be busy with its last answer
 """
 
 

@@ -1,13 +1,16 @@
 """Objects behind a URL: put, get, ranges, list, times; every failure as one of our errors.
 
 The one module that talks to obstore. A process that imported it must never fork without exec: the runtime
-of obstore does not survive that.
+of obstore does not survive that. A process that asked is free to end right after an answer.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +75,24 @@ def side_by_side(work: Callable[[_Item], _Made], items: Sequence[_Item]) -> list
         return [work(item) for item in items]
     with ThreadPoolExecutor(min(len(items), AT_A_TIME)) as pool:
         return list(pool.map(work, items))
+
+
+def _let_answers_end() -> None:
+    """Waits for the client's threads that are still busy with an answer which somebody has by now.
+
+    CPython up to 3.13 ends a thread that asks for the interpreter while this is going: for one of Rust's that is an abort.
+    """
+    deadline = time.monotonic() + 0.5
+    while True:
+        time.sleep(
+            0.005
+        )  # also lets those through that have not got as far as a frame, with an answer nobody needs now
+        known = {thread.ident for thread in threading.enumerate()}
+        if sys._current_frames().keys() <= known or time.monotonic() >= deadline:
+            return
+
+
+atexit.register(_let_answers_end)
 
 
 class Store:
