@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from packhorse.progress import Silent
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.contents import Before, content_of
+from packhorse.snapshot.frames import MEBIBYTE
 from packhorse.snapshot.index import Index
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
 from packhorse.snapshot.reader import Tree
@@ -142,6 +144,28 @@ def test_the_same_content_is_stored_once(base: Path) -> None:
     assert len(written.frames) == 1
     again = _write(base, Packs(), existing=written.placed)
     assert (again.stored_bytes, _manifest(again)) == (0, _manifest(written))
+
+
+def test_a_frame_that_takes_long_keeps_none_behind_it_and_stays_the_first(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        (base / f"file{number}").write_bytes(bytes([number]) * MEBIBYTE)
+    others = threading.Semaphore(0)
+    compress = frames.compress
+
+    def slow(raw: frames.Bytes, level: int) -> tuple[int, frames.Bytes]:
+        if raw[0] == 0:
+            assert all(others.acquire(timeout=20) for _ in range(7)), "they wait for the first"
+        else:
+            others.release()
+        return compress(raw, level)
+
+    monkeypatch.setattr(frames, "compress", slow)
+    written = _write(base, Packs(), threads=2)
+    assert [file.pieces for file in written.entries if isinstance(file, File)] == [
+        (number, 0, MEBIBYTE) for number in range(8)
+    ]
 
 
 def test_holes_are_neither_stored_nor_written(base: Path, tmp_path: Path) -> None:

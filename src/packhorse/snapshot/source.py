@@ -6,7 +6,6 @@ Promises that what changed since is told and comes as zeros, and that no symboli
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -16,12 +15,13 @@ from packhorse.snapshot.frames import Span
 from packhorse.snapshot.scan import Found, signature_of
 
 HOLE = bytes(frames.PIECE)
+_HOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def opened(base: bytes, item: Found) -> Iterator[int]:
     """The file that was scanned, open for reading. Raises OSError."""
-    descriptor = os.open(os.path.join(base, item.path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(os.path.join(base, item.path), _HOW)
     try:
         yield descriptor
     finally:
@@ -32,7 +32,7 @@ def read(
     base: bytes, files: Sequence[Found], spans: Sequence[Span]
 ) -> tuple[frames.Bytes, list[frames.Bytes], set[int]]:
     """The bytes of a frame (HOLE for a whole piece that is a hole), those of each file, and which files are no
-    longer those that were scanned."""
+    longer those that were scanned. Several spans are whole files, or runs of one large file."""
     if len(spans) == 1:
         [(file, offset, length)] = spans
         run = _read_run(base, files[file], offset, length)
@@ -41,20 +41,18 @@ def read(
     # In one piece from the start: buffers of many sizes beside each other leave gaps between them.
     gathered = bytearray(sum(span.length for span in spans))
     view = memoryview(gathered)
+    if (file := spans[0].file) == spans[-1].file:
+        whole = _fill(view, base, files[file], [(offset, length) for _, offset, length in spans])
+        return gathered, [view], set() if whole else {file}
     parts: list[frames.Bytes] = []
     torn: set[int] = set()
     start = 0
-    for file, its in itertools.groupby(spans, key=lambda span: span.file):
-        runs = [(span.offset, span.length) for span in its]
-        first, whole = start, False
-        start += sum(length for _, length in runs)
-        with contextlib.suppress(OSError), opened(base, files[file]) as descriptor:
-            whole = _fill(view[first:start], descriptor, runs)
-            whole = whole and _is_as_found(os.fstat(descriptor), files[file])
-        if not whole:
+    for file, offset, length in spans:
+        part = view[start : start + length]
+        start += length
+        if not _fill(part, base, files[file], [(offset, length)]):
             torn.add(file)
-            view[first:start] = bytes(start - first)
-        parts.append(view[first:start])
+        parts.append(part)
     return gathered, parts, torn
 
 
@@ -76,11 +74,24 @@ def _is_as_found(status: os.stat_result, item: Found) -> bool:
     return linked or signature == item.signature
 
 
-def _fill(view: memoryview, descriptor: int, runs: Sequence[tuple[int, int]]) -> bool:
-    """Read runs (offset, length) of a file one after the other; tells whether all of them are there."""
-    filled = 0
-    for offset, length in runs:
-        if os.preadv(descriptor, [view[filled : filled + length]], offset) != length:
-            return False
-        filled += length
-    return True
+def _fill(view: memoryview, base: bytes, item: Found, runs: Sequence[tuple[int, int]]) -> bool:
+    """Read runs (offset, length) of a file one after the other; zeros, and False, where it is no longer what was scanned.
+
+    Called for every small file, most often from several threads: what it does besides system calls is what they wait for.
+    """
+    try:
+        descriptor = os.open(base + b"/" + item.path, _HOW)
+        try:
+            filled = 0
+            for offset, length in runs:
+                if os.preadv(descriptor, [view[filled : filled + length]], offset) != length:
+                    break
+                filled += length
+            if filled == len(view) and _is_as_found(os.fstat(descriptor), item):
+                return True
+        finally:
+            os.close(descriptor)
+    except OSError:
+        pass
+    view[:] = bytes(len(view))
+    return False

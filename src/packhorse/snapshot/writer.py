@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import threading
 import time
 from array import array
 from collections import Counter, defaultdict, deque
@@ -55,6 +56,8 @@ Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
 
 _NOTHING = Before()
 _THREADS_MOST = 12
+_READERS = 2
+"""Threads that read small files at a time: each system call lets the interpreter's lock go, and more only fight for it."""
 
 
 class Placed(NamedTuple):
@@ -248,6 +251,7 @@ class _Writing:
         self._runs: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
         """Of large files: offset, frame, offset in it, length."""
         self._packed: set[bytes] = set()
+        self._turn = threading.Semaphore(_READERS)
         self._vouched: Counter[int] = Counter()
         """How many frames of a large file."""
 
@@ -290,9 +294,11 @@ class _Writing:
 
     def read(self, cut: Cut) -> _Job:
         """Read a frame, and compress it unless it is there already."""
-        raw, parts, torn = source.read(self.base, self.files, cut.spans)
+        with self._turn if len(cut.spans) > 1 else contextlib.nullcontext():
+            raw, parts, torn = source.read(self.base, self.files, cut.spans)
+            members = [] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
         digest = frames.ZEROS if raw is source.HOLE else frames.digest_of(raw)
-        members = [digest] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
+        members = members or [digest]
         if digest in self.existing or digest in self._packed:
             return _Job(digest, len(raw), members, 0, None, b"", torn)
         codec, stored = frames.compress(raw, self.level)
@@ -359,8 +365,8 @@ class _Jobs:
         self._jobs.append((cut, future))
 
     def make_room(self, size: int, most: int) -> None:
-        """Wait until there are at most `most`, and room for `size` bytes more."""
-        while self._jobs and (len(self._jobs) > most or self._held() + size > self._most):
+        """Wait until there are at most `most` unfinished ones, and room for `size` bytes more."""
+        while self._jobs and (self._unfinished() > most or self._held() + size > self._most):
             if not self._jobs[0][1].done():
                 wait([future for _, future in self._jobs if not future.done()], return_when=FIRST_COMPLETED)
             self._collect_ready()
@@ -373,6 +379,10 @@ class _Jobs:
     def _collect_ready(self) -> None:
         while self._jobs and self._jobs[0][1].done():
             self._writing.collect(*self._jobs.popleft())
+
+    def _unfinished(self) -> int:
+        """How many are read and compressed, or wait for that. One that takes long does not keep those behind it from it."""
+        return sum(not future.done() for _, future in self._jobs)
 
     def _held(self) -> int:
         """Bytes that they take now."""
