@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tests.snapshot.trees import listing
 
 from packhorse.progress import Silent
-from packhorse.snapshot import frames
+from packhorse.snapshot import frames, source
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.contents import Before, content_of
 from packhorse.snapshot.frames import MEBIBYTE
@@ -166,6 +167,26 @@ def test_a_frame_that_takes_long_keeps_none_behind_it_and_stays_the_first(
     assert [file.pieces for file in written.entries if isinstance(file, File)] == [
         (number, 0, MEBIBYTE) for number in range(8)
     ]
+
+
+def test_where_a_disk_is_slow_all_threads_read_small_files(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        (base / f"top{number}").mkdir()
+        for name in ("a", "b"):
+            (base / f"top{number}/{name}").write_bytes(bytes([number]) * (600 << 10))
+    together = threading.Barrier(4, timeout=20)
+    read = source.read
+
+    def slow(*words: Any) -> Any:
+        together.wait()
+        return read(*words)
+
+    monkeypatch.setattr(source, "read", slow)
+    written = _write(base, Packs(), threads=4)
+    assert len(written.frames) == 8
+    assert not written.changed
 
 
 def test_holes_are_neither_stored_nor_written(base: Path, tmp_path: Path) -> None:

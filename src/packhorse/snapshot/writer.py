@@ -56,8 +56,9 @@ Sink: TypeAlias = Callable[[str, Sequence[frames.Bytes]], None]
 
 _NOTHING = Before()
 _THREADS_MOST = 12
-_READERS = 2
-"""Threads that read small files at a time: each system call lets the interpreter's lock go, and more only fight for it."""
+_READERS, _LET_IN_AFTER = 2, 0.25
+"""Threads that read small files at a time: each system call lets the interpreter's lock go, and more only fight for it. And the
+seconds after which one more is let in, since these must be waiting for a slow disk."""
 
 
 class Placed(NamedTuple):
@@ -294,7 +295,7 @@ class _Writing:
 
     def read(self, cut: Cut) -> _Job:
         """Read a frame, and compress it unless it is there already."""
-        with self._turn if len(cut.spans) > 1 else contextlib.nullcontext():
+        with self._reading() if len(cut.spans) > 1 else contextlib.nullcontext():
             raw, parts, torn = source.read(self.base, self.files, cut.spans)
             members = [] if len(parts) == 1 else [frames.digest_of(part) for part in parts]
         digest = frames.ZEROS if raw is source.HOLE else frames.digest_of(raw)
@@ -304,6 +305,16 @@ class _Writing:
         codec, stored = frames.compress(raw, self.level)
         stored_digest = digest if codec == frames.RAW else frames.digest_of(stored)
         return _Job(digest, len(raw), members, codec, stored, stored_digest, torn)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A turn among the readers of small files."""
+        in_turn = self._turn.acquire(timeout=_LET_IN_AFTER)
+        try:
+            yield
+        finally:
+            if in_turn:
+                self._turn.release()
 
     def collect(self, cut: Cut, future: Future[_Job]) -> None:
         """Pack what was read."""
