@@ -570,6 +570,22 @@ def test_loading_imports_little() -> None:
     assert not {"difflib", "tomllib", "tomli", "packaging", "click", "obstore"} & set(loaded)
 
 
+def test_a_bucket_whose_scheme_was_forgotten_is_told_as_it_has_to_be_written(
+    refused: Callable[..., str],
+) -> None:
+    text = '[storage]\nendpoint = "https://h"\nurl = "{}"'
+    assert refused(text.format("my-bucket/envs")).endswith(
+        "Write the bucket as s3://my-bucket/envs, or take the endpoint out."
+    )
+    assert "Write the bucket as s3://BUCKET/PREFIX," in refused(text.format("/my-bucket/envs"))
+
+
+def test_an_endpoint_from_elsewhere_leaves_a_store_in_a_directory_alone(load: Load) -> None:
+    endpoint = {"PACKHORSE_STORAGE_ENDPOINT": "https://h"}
+    assert load('[storage]\nurl = "envs"', endpoint).storage.url.startswith("file:")
+    assert load('[storage]\nurl = "s3://b"\nendpoint = "https://h"', store="envs").storage.directory
+
+
 # --- the document ---
 
 

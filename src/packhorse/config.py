@@ -343,9 +343,10 @@ def _from_file(file: Path | None, content: dict[str, Any], environ: Mapping[str,
         layer |= {key: _Setting(each, place.below(key).name) for key, each in entries.items()}
     url = layer.get("storage.url")
     if "storage.endpoint" in layer and url is not None and url.value.startswith("file:"):
+        bucket = values.as_bucket(content["storage"]["url"]) or "s3://BUCKET/PREFIX"
         raise ConfigError(
             f"{url.where}: this is a directory, but storage.endpoint names a service.",
-            "Write the bucket as s3://BUCKET/PREFIX, or take the endpoint out.",
+            f"Write the bucket as {bucket}, or take the endpoint out.",
         )
     return layer
 

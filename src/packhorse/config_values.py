@@ -382,6 +382,11 @@ def store(value: object, place: Place) -> str:
     return "/".join([f"{scheme}://{bucket}", *parts])
 
 
+def as_bucket(text: str) -> str:
+    """The s3:// URL that was meant, where only its beginning seems to be missing from `text`; else ""."""
+    return f"s3://{text}" if re.fullmatch(r"[a-z0-9][a-z0-9.-]{2,62}(/[A-Za-z0-9._-]+)*/?", text) else ""
+
+
 def _directory_url(directory: str, place: Place) -> str:
     if directory == "/":
         place.refuse("a directory for the store alone", directory)
