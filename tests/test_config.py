@@ -393,6 +393,11 @@ def test_missing_files_matter_when_they_are_needed_not_before(load: Load, tmp_pa
         ('[environment]\nrequirements = ["https://e.org/r"]', "environment.requirements[0]: expected the path of a file"),
         ('[environment]\ndependencies = ["-r r.txt"]', "environment.dependencies[0]: expected a requirement"),
         ('[environment]\ndependencies = ["./a"]', "environment.dependencies[0]: expected a requirement"),
+        ('[environment]\ndependencies = ["a", "b >> 2"]', "environment.dependencies[1]: expected a requirement such as"),
+        ('[environment]\ndependencies = ["a==1+"]', "environment.dependencies[0]: expected a requirement"),
+        ('[environment]\ndependencies = ["a-"]', "environment.dependencies[0]: expected a requirement"),
+        ('[environment]\ndependencies = ["a; python > 3"]', "environment.dependencies[0]: expected a requirement"),
+        ('[environment]\ndependencies = ["a = 1"]', 'environment.dependencies[0]: expected a requirement such as'),
         ('[environment]\nkeep-downloads = "yes"', "environment.keep-downloads: expected true or false"),
         ('[environment]\nengine = "conda"', 'environment.engine: expected "auto" or "uv" or "pip", got "conda"'),
         ('[environment]\nprofile = "thin"', 'environment.profile: expected "full" or "slim", got "thin"'),
@@ -560,12 +565,48 @@ def test_names_that_are_no_text_do_not_break_the_message(tmp_path: Path) -> None
     assert config.load({}, tmp_path, root=str(directory)).root == directory
 
 
+PLAIN = (
+    *("a", "A.b-c_d", "a[x]", "a [ x, y-z ] >= 2, <3", "a==1.2.3", "a<1,!=0.5 , >0", "a >2", "a<=2"),
+    *("torch==2.6.0+cu124", "a == 1"),
+)
+OTHERS = (
+    *(
+        "a~=1.2",
+        "a==1.*",
+        "a==2.8.0.post2",
+        "a===x",
+        "a>=1rc1",
+        "a (>=1)",
+        "a[]",
+        'a>=1; python_version < "3.12"',
+    ),
+    *("a @ https://h/a-1-py3-none-any.whl#sha256=00", "a @ git+https://h/a@main", "a @ file:///a/b"),
+    *(
+        "a==1 --hash=sha256:00 --hash=sha256:01",
+        "a>=1  # why",
+        "a==${VERSION}",
+        "a @ https://h/${TOKEN}/a.whl",
+    ),
+)
+
+
+@pytest.mark.parametrize("text", [*PLAIN, *OTHERS])
+def test_a_requirement_is_taken_as_it_is_written(load: Load, text: str) -> None:
+    listed = json.dumps([text])
+    assert load(f"[environment]\ndependencies = {listed}").environment.dependencies == (text,)
+
+
 def test_loading_imports_little() -> None:
     code = (
-        "import os, sys, pathlib, packhorse.config as c; c.load({}, pathlib.Path('/')); print(*sys.modules)"
+        "import os, sys, pathlib, packhorse.config as c; c.load(os.environ, pathlib.Path('/')); "
+        "print(*sys.modules)"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PACKHORSE_ENVIRONMENT_DEPENDENCIES": ", ".join(PLAIN)},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     assert not {"difflib", "tomllib", "tomli", "packaging", "click", "obstore"} & set(loaded)
 

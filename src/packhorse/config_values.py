@@ -285,13 +285,28 @@ def interpreter(value: object, place: Place) -> str:
 # --- packages ---
 
 
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_RELEASE = r"[0-9]+(?:\.[0-9]+)*"
+_CLAUSE = rf" ?(?:(?:[<>]=?|[=!]=) ?{_RELEASE}|== ?{_RELEASE}\+[a-z0-9]+)"
+_PLAIN = rf"{_NAME}(?: ?\[ ?{_NAME}(?: ?, ?{_NAME})* ?\])?(?:{_CLAUSE}(?: ?,{_CLAUSE})*)?"
+"""Requirements as most are, blanks made single. They need no look by `packaging`, which takes as long to import as all of
+the rest."""
+
+
 def requirement(value: object, place: Place) -> str:
-    """A requirement, of which the beginning is checked here and the rest by the engine (PEP 508)."""
+    """A requirement (PEP 508). What pip would read behind it stays: options, a comment; and what it would put in."""
     expected = 'a requirement such as "torch>=2,<3"'
     text = _text(value, place, expected).strip()
     _refuse_credentials(text, place)
     if not re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\]\s*)?([<>=!~(@;]|$)", text):
         place.refuse(expected, value, "Options and paths belong in a requirements file.")
+    if not re.fullmatch(_PLAIN, re.sub(" +", " ", text)) and not re.search(r"\$\{[A-Z0-9_]+\}", text):
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        try:
+            Requirement(re.split(r"\s(?:#|--[a-z])", text)[0])
+        except InvalidRequirement:
+            place.refuse(expected, value, "Correct it: PEP 508 says how requirements are written.")
     return text
 
 
