@@ -180,7 +180,10 @@ def test_a_lock_that_is_not_there_is_told(project: Project) -> None:
     done = project("install")
 
     assert done.returncode == 2
-    assert "pylock.toml, named in environment.lock, does not exist" in done.stderr
+    assert (
+        "pylock.toml, named in environment.lock, does not exist. `packhorse lock` makes it, " in done.stderr
+    )
+    assert "Run `packhorse lock`, or correct" in project("status").stdout
 
 
 def test_a_failed_lock_leaves_the_one_before(project: Project) -> None:
@@ -488,8 +491,9 @@ def test_the_wheel_that_fits_the_worker_is_taken(index: Index, installer: Instal
 def test_a_lock_file_that_says_nothing_for_this_python_is_refused(
     installer: Installer, tmp_path: Path, text: str, said: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as refused:
         installer(lock=_locked(tmp_path, text))
+    assert refused.value.remedy.startswith("Run `packhorse lock`")
 
 
 def test_a_locked_file_that_is_gone_is_named(index: Index, project: Project) -> None:

@@ -35,7 +35,9 @@ def fingerprint(environment: Environment, interpreter: Interpreter) -> str:
         "platform": interpreter.platform,
     }
     if environment.lock:
-        document["lock"] = blake3(requirements.read_bytes(environment.lock)).hexdigest()
+        document["lock"] = blake3(
+            requirements.read_bytes(environment.lock, "Run `packhorse lock`")
+        ).hexdigest()
     if environment.profile == "slim":
         document["slim"] = {
             "keep": sorted(environment.slim_keep),

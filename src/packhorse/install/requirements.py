@@ -7,6 +7,7 @@ which distribution each is about.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -199,17 +200,24 @@ def _text(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def read_bytes(path: str) -> bytes:
-    """A file that the configuration or a requirements file names. Raises ConfigError where that fails."""
+def read_bytes(path: str, make: str = "Create it") -> bytes:
+    """A file that the configuration or a requirements file names. Raises ConfigError where that fails; `make` says how to
+    come by one."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise unreadable(path, error, make) from error
 
 
-def unreadable(path: str, error: OSError) -> ConfigError:
+def unreadable(path: str, error: OSError, make: str = "Create it") -> ConfigError:
     """For what is named but cannot be read."""
+    remedies = {
+        errno.EISDIR: "Name a file",
+        errno.EACCES: "Let this user read it",
+        errno.ENOTDIR: "Name a directory",
+    }
     return ConfigError(
         f"{path} cannot be read: {error.strerror}.",
-        "Create it, or correct what names it: [environment] in the configuration or a requirements file.",
+        f"{remedies.get(error.errno or 0, make)}, or correct what names it: [environment] in the configuration or a "
+        "requirements file.",
     )
