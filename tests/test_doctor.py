@@ -96,6 +96,19 @@ def test_changed_requirements_are_a_warning(
     assert "other requirements" in finding["what"]
 
 
+def test_a_requirements_file_that_is_not_there_is_a_problem_among_the_others(
+    packhorse: Packhorse, where: dict[str, str], root_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "packhorse.toml").write_text(
+        '[environment]\nrequirements = ["gone.txt"]\n[run]\napp-path = "gone"'
+    )
+    found = _asked(packhorse, where, 1)
+    [finding] = found["state"]
+    assert finding["what"] == f"{tmp_path / 'gone.txt'} cannot be read: No such file or directory."
+    assert finding["remedy"].startswith("Create it, or correct what names it")
+    assert found["variables"]
+
+
 def test_variables_that_lead_out_of_the_root_are_a_problem_inside_its_environment(
     packhorse: Packhorse, where: dict[str, str], root_path: Path
 ) -> None:

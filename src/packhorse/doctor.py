@@ -68,6 +68,11 @@ def _state(setup: Setup) -> Iterator[Finding]:
     except PackhorseError as error:
         yield Finding("state", "problem", error.what, error.remedy)
         return
+    try:
+        wanted = setup.fingerprint
+    except PackhorseError as error:
+        yield Finding("state", "problem", error.what, error.remedy)
+        wanted = ""
     made_for = f"{state.soabi} on {state.platform}"
     here = f"{interpreter.soabi} on {interpreter.platform}"
     if state.soabi and made_for != here:
@@ -77,7 +82,7 @@ def _state(setup: Setup) -> Iterator[Finding]:
             f"The environment in {root.path} was made for {made_for}, but {interpreter.path} is {here}.",
             "Run `packhorse install` to make it anew, or name the right Python by environment.python.",
         )
-    elif state.fingerprint and setup.fingerprint and state.fingerprint != setup.fingerprint:
+    elif state.fingerprint and wanted and state.fingerprint != wanted:
         yield Finding(
             "state",
             "warning",

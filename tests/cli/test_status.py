@@ -117,6 +117,23 @@ def test_a_store_out_of_reach_is_a_fact_too(packhorse: Packhorse, filled: Path, 
     assert (text.returncode, "no credentials" in text.stdout) == (0, True)
 
 
+def test_a_requirements_file_that_is_not_there_is_a_fact_too(
+    packhorse: Packhorse, filled: Path, tmp_path: Path
+) -> None:
+    packhorse("push")
+    (tmp_path / "packhorse.toml").write_text('[environment]\nrequirements = ["requirements.txt"]')
+    said = f"{tmp_path / 'requirements.txt'} cannot be read: No such file or directory."
+    facts = _status(packhorse)
+    assert facts["environment"]["error"].startswith(f"{said} Create it, ")
+    assert facts["store"]["objects"] > 0
+    assert f"Packages  {said}" in packhorse("status").stdout
+    (tmp_path / "requirements.txt").mkdir()
+    assert "Is a directory. Name a file, " in _status(packhorse)["environment"]["error"]
+    (tmp_path / "requirements.txt").rmdir()
+    (tmp_path / "requirements.txt").touch()
+    assert len(_status(packhorse)["environment"]["fingerprint"]) == 64
+
+
 def test_a_corrupt_store_is_a_fact_too(packhorse: Packhorse, filled: Path, tmp_path: Path) -> None:
     packhorse("push")
     shutil.rmtree(filled / ".packhorse")

@@ -44,10 +44,21 @@ def command(price: float | None) -> None:
         "root_on_os_disk": root.on_os_disk,
         "memory": {"used": used.used, "limit": used.limit},
         "tag": setup.config.storage.tag,
+        "environment": _environment(setup),
         "lock": _lock(setup),
         "store": _store(setup, price),
     }
     console.result(facts, _text(facts))
+
+
+def _environment(setup: Any) -> dict[str, str] | None:
+    """The fingerprint of what is configured, or why it cannot be told; None where nothing is configured."""
+    from packhorse.errors import ConfigError
+
+    try:
+        return {"fingerprint": setup.fingerprint} if setup.config.environment.configured else None
+    except ConfigError as error:
+        return {"error": str(error)}
 
 
 def _lock(setup: Any) -> dict[str, str] | None:
@@ -66,7 +77,7 @@ def _lock(setup: Any) -> dict[str, str] | None:
 
 def _store(setup: Any, price: float | None) -> dict[str, Any]:
     """The store's side; a store that cannot be reached is a fact too."""
-    from packhorse.errors import IntegrityError, NoSuchSnapshotError, StorageError
+    from packhorse.errors import ConfigError, IntegrityError, NoSuchSnapshotError, StorageError
     from packhorse.store import prices
     from packhorse.transfer.compare import compare
 
@@ -76,7 +87,7 @@ def _store(setup: Any, price: float | None) -> dict[str, Any]:
         facts["objects"], facts["bytes"] = len(listing), sum(item.size for item in listing)
         try:
             facts["tag"] = compare(setup)
-        except NoSuchSnapshotError as error:
+        except (NoSuchSnapshotError, ConfigError) as error:  # a requirements file that is not there
             facts["tag"] = None
             facts["reason"] = error.what
     except (StorageError, IntegrityError) as error:
@@ -104,6 +115,8 @@ def _text(facts: dict[str, Any]) -> str:
             f"{title:10}{size(disk['used'])} used, {size(disk['free'])} free of {size(disk['total'])}"
         )
     lines.append(f"Memory    {size(facts['memory']['used'])} used of {size(facts['memory']['limit'])}")
+    if "error" in (facts["environment"] or {}):
+        lines.append(f"Packages  {facts['environment']['error']}")
     if lock := facts["lock"]:
         said = {
             "fits": "it fits the requirements",
