@@ -611,6 +611,24 @@ def test_loading_imports_little() -> None:
     assert not {"difflib", "tomllib", "tomli", "packaging", "click", "obstore"} & set(loaded)
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ('environment.requirements = "requirements.txt"', 'Write ["requirements.txt"].'),
+        ('run.backup = "models"', 'Write ["models"].'),
+        ('run.backup = "all"', "Correct it, or leave it out for the default."),
+        ("environment.verify = 1", "Correct it, or leave it out for the default."),
+        ('environment.wheels = "a.whl"', "Correct it, or leave it out for the default."),
+        ('environment.dependencies = "a @ https://h/a.whl?key=1"', "Correct it, or leave it out for the default."),
+    ],
+)  # fmt: skip
+def test_text_in_place_of_a_list_is_told_as_the_list_it_could_be(
+    refused: Callable[..., str], text: str, remedy: str
+) -> None:
+    assert ": expected a list, got " in refused(text)
+    assert refused(text).endswith(f". {remedy}")
+
+
 def test_a_bucket_whose_scheme_was_forgotten_is_told_as_it_has_to_be_written(
     refused: Callable[..., str],
 ) -> None:

@@ -136,11 +136,23 @@ def list_of(item: Check) -> Check:
                 parts = re.split(r",(?![^\[(]*[\])])(?!\s*[<>=!~])", value)
                 value = [part.strip() for part in parts if part.strip()]
         if not isinstance(value, list):
-            place.refuse("a list", value)
+            place.refuse("a list", value, _as_list(value, item, place))
         checked = [item(each, place.below(f"[{index}]")) for index, each in enumerate(value)]
         return tuple(dict.fromkeys(checked))
 
     return check
+
+
+def _as_list(value: object, item: Check, place: Place) -> str:
+    """How text that could be the only entry of a list is to be written; "" for anything else."""
+    shown = _shown(value)
+    if not isinstance(value, str) or shown != msgspec.json.encode(printable(value)).decode():  # masked or cut
+        return ""
+    try:
+        item(value, place.below("[0]"))
+    except ConfigError:
+        return ""
+    return f"Write [{shown}]."
 
 
 def gpu(value: object, place: Place) -> object:
