@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
-from tests.conftest import Packhorse
+from tests.conftest import Packhorse, unprivileged
 
 from packhorse import config
 from packhorse.config import Environment, Network, Run, Storage, Wheel
@@ -91,6 +92,23 @@ def test_a_place_where_nothing_can_be_written_is_told(packhorse: Packhorse, tmp_
     assert done.returncode == 2
     assert "Nothing can be written into" in done.stderr
     assert "Choose another place with --directory." in done.stderr
+
+
+def test_a_working_directory_where_nothing_may_be_written_is_named(
+    packhorse: Packhorse, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o500)
+    done = subprocess.run(
+        [*unprivileged(), *packhorse.command, "init"],
+        env=packhorse.environ,
+        cwd=mine,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"Nothing can be written into {mine}: Permission denied." in done.stderr
 
 
 def test_a_link_to_nowhere_is_a_file_that_is_there(packhorse: Packhorse, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def command(flags: dict[str, object], template: str, directory: Path, force: boo
             atomic.write_file(target, source.read_bytes(), mode=0o666)
     except OSError as error:
         raise ConfigError(
-            f"Nothing can be written into {directory}: {error.strerror}.",
+            f"Nothing can be written into {os.path.abspath(directory)}: {error.strerror}.",
             "Choose another place with --directory.",
         ) from error
     written = [str(target) for target in targets]
