@@ -69,6 +69,11 @@ def test_the_exit_code(packhorse: Packhorse, command: str, child: list[str], cod
         assert done.stderr == ""
 
 
+def test_what_makes_a_file_executable_can_be_pasted_into_a_shell(packhorse: Packhorse) -> None:
+    (packhorse.directory / "my script").touch()
+    assert "`chmod +x './my script'`" in packhorse("exec", "--", "./my script").stderr
+
+
 @pytest.mark.parametrize("arguments", [["run"], ["exec"], ["run", "--no-such-flag", "--", "true"]])
 def test_a_wrong_command_line_is_125(packhorse: Packhorse, arguments: list[str]) -> None:
     assert packhorse(*arguments).returncode == 125

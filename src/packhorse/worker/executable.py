@@ -37,8 +37,11 @@ def find_executable(name: str, environ: Mapping[str, str]) -> str:
                 return candidate
             refused = refused or candidate
     if refused:
+        import shlex
+
         raise CannotStartError(
-            f'exec: "{refused}": permission denied.', f"Make it executable with `chmod +x {refused}`."
+            f'exec: "{refused}": permission denied.',
+            f"Make it executable with `chmod +x {shlex.quote(refused)}`.",
         )
     if "/" not in name:
         raise CommandNotFoundError(
