@@ -143,6 +143,13 @@ def test_a_shared_flag_before_the_command_is_told_where_it_belongs(packhorse: Pa
     assert f"{flag.partition('=')[0]} stands behind the command's name" in done.stderr
 
 
+@pytest.mark.parametrize(("words", "helps"), [("install --root", "install"), ("run --tag", "run"), ("snapshots a", "snapshots")])  # fmt: skip
+def test_a_wrong_command_line_names_the_help_of_its_command(
+    packhorse: Packhorse, words: str, helps: str
+) -> None:
+    assert f"`packhorse {helps} --help` shows" in packhorse(*words.split()).stderr
+
+
 @pytest.mark.parametrize("command", ["init", "demo"])
 def test_help_does_not_offer_flags_that_are_refused(packhorse: Packhorse, command: str) -> None:
     shown = packhorse(command, "--help").stdout

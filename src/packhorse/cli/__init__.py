@@ -157,6 +157,15 @@ def _keep_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
+def _path_of_help(error: click.ClickException, words: list[str]) -> str:
+    """The command whose --help tells more; click knows none of an option without its value."""
+    context: click.Context | None = getattr(error, "ctx", None)
+    if context is not None:
+        return context.command_path
+    command = next((word for word in words if not word.startswith("-")), "")
+    return f"packhorse {command}" if command in COMMANDS else "packhorse"
+
+
 def _outcome(words: list[str], supervisor: bool) -> int:
     try:
         answer: object = packhorse.main(args=words, prog_name="packhorse", standalone_mode=False)
@@ -173,8 +182,7 @@ def _outcome(words: list[str], supervisor: bool) -> int:
             console.keep_stdout()
         else:
             console.want_json_if_asked(words)
-        context = getattr(error, "ctx", None)
-        helps = context.command_path if context is not None else "packhorse"
+        helps = _path_of_help(error, words)
         refused = ConfigError(error.format_message(), f"`{helps} --help` shows what is allowed.")
         if (
             isinstance(error, click.NoSuchOption)
