@@ -174,6 +174,19 @@ def test_a_tag_without_a_snapshot_fails_where_the_configuration_says_so(
     assert not any((root_path / "packages").iterdir())
 
 
+def test_an_environment_that_is_empty_although_the_store_was_asked_is_told(
+    packhorse: Packhorse, seaweedfs: S3Server, tmp_path: Path
+) -> None:
+    env = {
+        **seaweedfs.environ(),
+        "PACKHORSE_STORAGE_URL": f"s3://{seaweedfs.new_bucket()}",
+        "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint,
+    }
+    done = packhorse("run", "--", "true", env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("so the environment is empty") == 1
+
+
 def test_a_snapshot_of_other_requirements_is_refused_with_the_reason(
     run: Callable[..., Outcome], configured: Callable[..., None]
 ) -> None:

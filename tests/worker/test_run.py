@@ -219,9 +219,15 @@ def test_the_path_report_tells_what_python_will_look_through(packhorse: Packhors
 def test_an_environment_that_is_empty_for_want_of_a_configuration_is_told(
     packhorse: Packhorse, root_path: Path
 ) -> None:
-    assert "no packhorse.toml was found" in packhorse("run", "--", "true").stderr
+    empty = "and nothing is stored, so the environment is empty"
+    none = f"no packhorse.toml was found from {packhorse.directory} upwards {empty}"
+    assert none in packhorse("run", "--", "true").stderr
+    file = packhorse.directory / "packhorse.toml"
+    file.write_text('[storage]\ntag = "mine"')
+    of_file = f"{file} names nothing to install under [environment] {empty}"
+    assert of_file in packhorse("run", "--", "true").stderr
     (Root.open(root_path).packages / "module.py").touch()
-    assert "no packhorse.toml" not in packhorse("run", "--", "true").stderr
+    assert empty not in packhorse("run", "--", "true").stderr
 
 
 def test_the_ephemeral_directories_are_empty_afterwards(packhorse: Packhorse, root_path: Path) -> None:

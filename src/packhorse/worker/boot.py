@@ -29,6 +29,7 @@ from packhorse.transfer.opening import Opening, PullResult
 from packhorse.transfer.pull import Target, find, pull
 from packhorse.transfer.push import PushResult, push
 from packhorse.transfer.setup import Setup
+from packhorse.worker import path_report
 from packhorse.worker.learning import Learning
 from packhorse.worker.restorer import Restorer
 from packhorse.worker.write_leases import probe
@@ -283,6 +284,8 @@ class Boot:
 
     def _install(self) -> BootFacts:
         if not self.config.environment.configured:
+            if why := path_report.nothing(self.config, self.setup.root):
+                self.note(why)
             return BootFacts("nothing")
         from packhorse.store.leases import Lease
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from packhorse.config import Config
+from packhorse.config_values import printable
 from packhorse.errors import CannotStartError
 from packhorse.root import Root
 from packhorse.worker.executable import find_executable
@@ -23,6 +25,16 @@ def lines(root: Root, environ: Mapping[str, str], app_path: str) -> Iterator[str
         yield f"python is {os.path.abspath(find_executable('python', environ))}"
     except CannotStartError:
         yield "there is no python on the PATH"
+
+
+def nothing(config: Config, root: Root) -> str:
+    """Why the packages are empty where nothing is configured and nothing stored; "" where they are not."""
+    if os.listdir(root.packages):
+        return ""
+    why = f"{printable(config.file)} names nothing to install under [environment]"
+    if config.file is None:
+        why = f"no packhorse.toml was found from {printable(os.getcwd())} upwards"
+    return f"{why} and nothing is stored, so the environment is empty"
 
 
 def _description(root: Root, entry: str, app_path: str) -> str:

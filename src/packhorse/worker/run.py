@@ -190,11 +190,9 @@ def _boot_result(opened: Session) -> Path:
 def _boot(call: Invocation, opened: Session, snapshot: str, status: Status, gate: Gate | None) -> int:
     """Make the root ready, or ready enough for the gate; returns 0 or the exit code to end with."""
     if not snapshot and _nothing_to_restore(call.config, call.root):
-        if call.config.file is None and not os.listdir(call.root.packages):
+        if why := path_report.nothing(call.config, call.root):
             with call.supervisor.interruptible():  # stderr may be a pipe that nobody reads
-                call.speech.note(
-                    f"no packhorse.toml was found from {os.getcwd()} upwards and nothing is stored, so the environment is empty"
-                )
+                call.speech.note(why)
         return 0
     supervisor = call.supervisor
 
