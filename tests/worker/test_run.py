@@ -295,6 +295,29 @@ def test_an_environment_of_this_python_is_taken(packhorse: Packhorse, root_path:
 
 
 @pytest.mark.parametrize("command", ["run", "exec"])
+@pytest.mark.parametrize("child", ["python", "./bin/python9.1", "python3"])
+def test_a_python_of_another_version_than_the_packages_is_told(
+    packhorse: Packhorse, root_path: Path, command: str, child: str
+) -> None:
+    from packhorse.install.interpreter import worker_interpreter
+
+    ours = worker_interpreter("", packhorse.environ)
+    Root.open(root_path).record(State(state="complete", soabi=ours.soabi, platform=ours.platform))
+    other = packhorse.directory / "bin"
+    other.mkdir()
+    (other / "python9.1").write_text("#!/bin/sh\n")
+    (other / "python9.1").chmod(0o755)
+    (other / "python").symlink_to("python9.1")
+    search = f"{other}{os.pathsep}{packhorse.environ['PATH']}"
+    done = packhorse(command, "-q", "--", child, "-c", "", env={"PATH": search})
+    assert done.returncode == 0
+    told = f"python is Python 9.1, and the packages were made for {ours.minor}: "
+    told = told if child == "python" else told.replace("python is", "./bin/python9.1 is")
+    assert done.stderr.count(told) == (child != "python3")
+    assert done.stderr.count(f"Start {ours.path}, or name") == (child != "python3")
+
+
+@pytest.mark.parametrize("command", ["run", "exec"])
 def test_a_signal_ends_the_wait_for_packages_that_are_being_exchanged(
     start: Start, root_path: Path, command: str
 ) -> None:

@@ -6,6 +6,7 @@ Reads directories only; starts no interpreter.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 
 from packhorse.config import Config
@@ -35,6 +36,25 @@ def nothing(config: Config, root: Root) -> str:
     if config.file is None:
         why = f"no packhorse.toml was found from {printable(os.getcwd())} upwards"
     return f"{why} and nothing is stored, so the environment is empty"
+
+
+def other_python(command: str, environ: Mapping[str, str], soabi: str, right: str) -> str:
+    """What is wrong with a command that is another Python than packages of `soabi` were made for; "" where nothing is, or
+    the names of files do not tell it. `right` is the Python to start."""
+    if not re.fullmatch(r"python[0-9.]*t?", os.path.basename(command)):
+        return ""
+    try:
+        found = find_executable(command, environ)
+    except CannotStartError:
+        return ""
+    started = re.fullmatch(r"python([0-9]+\.[0-9]+t?)", os.path.basename(os.path.realpath(found)))
+    made_for = re.match(r"cpython-([0-9])([0-9]+t?)-", soabi)
+    if started is None or made_for is None or started[1] == f"{made_for[1]}.{made_for[2]}":
+        return ""
+    return (
+        f"{printable(found)} is Python {started[1]}, and the packages were made for {made_for[1]}.{made_for[2]}: those with "
+        f"compiled modules do not work there. Start {printable(right)}, or name the other by environment.python"
+    )
 
 
 def _description(root: Root, entry: str, app_path: str) -> str:

@@ -28,6 +28,7 @@ from packhorse.worker.status import Status, read_facts
 from packhorse.worker.supervise import ENDING, Process, Stopped, Supervisor
 
 if TYPE_CHECKING:
+    from packhorse.install.interpreter import Interpreter
     from packhorse.worker.gate import Gate
 
 OWN = "import sys; sys.path = [p for p in sys.path if p]; from packhorse.cli import main; main()"
@@ -293,7 +294,7 @@ def _run(
 def _environment(call: Invocation, opened: Session, *, partial: bool = False) -> dict[str, str]:
     """Of the child; `partial`: the rest of the root is on its way."""
     with call.supervisor.interruptible():
-        _require_usable(call, partial=partial)
+        python = _require_usable(call, partial=partial)
     changed = redirect.changes(
         call.root,
         call.environ,
@@ -303,7 +304,12 @@ def _environment(call: Invocation, opened: Session, *, partial: bool = False) ->
         keep_downloads=call.config.environment.keep_downloads,
     )
     redirect.prepare(call.root)
-    return redirect.environment(call.environ, changed)
+    environ = redirect.environment(call.environ, changed)
+    if python is not None:
+        with call.supervisor.interruptible():
+            if why := path_report.other_python(call.command[0], environ, python.soabi, python.path):
+                call.speech.warn(why)
+    return environ
 
 
 def _child(
@@ -329,8 +335,11 @@ def _child(
         flushing.end()
 
 
-def _require_usable(call: Invocation, *, partial: bool) -> None:
-    """Refuse an environment that is not whole, or was made for another Python. Raises PackhorseError."""
+def _require_usable(call: Invocation, *, partial: bool) -> Interpreter | None:
+    """Refuse an environment that is not whole, or was made for another Python. Raises PackhorseError.
+
+    Returns the Python it was made for, if it was made for one.
+    """
     state = call.root.state()
     if state.state == "partial" and not partial:
         raise PackhorseError(
@@ -338,7 +347,7 @@ def _require_usable(call: Invocation, *, partial: bool) -> None:
             "Run `packhorse pull` to finish it.",
         )
     if not state.soabi:
-        return
+        return None
     from packhorse.install.interpreter import worker_interpreter
 
     python = worker_interpreter(call.config.environment.python, call.environ)
@@ -348,3 +357,4 @@ def _require_usable(call: Invocation, *, partial: bool) -> None:
             f"{python.path} is {python.soabi} on {python.platform}.",
             "Run `packhorse install` to make it anew, or name the right Python by environment.python.",
         )
+    return python
