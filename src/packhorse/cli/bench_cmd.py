@@ -37,8 +37,8 @@ def command(
     """Measure a restore, a cold start (restore, then CMD), an installation (then CMD) and the same by a plain
     `pip install --target`, each on an empty root.
 
-    Without CMD the first module of environment.verify is imported. Everything is written below the root's tmp/ and
-    removed in the end; the root's packages and the store stay as they are.
+    Without CMD the first module of environment.verify is imported, if there is one. Everything is written below the
+    root's tmp/ and removed in the end; the root's packages and the store stay as they are.
     """
     from packhorse.transfer.setup import Setup
     from packhorse.worker.bench import Prices, bench
