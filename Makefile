@@ -20,8 +20,8 @@ demo: $(VENV)/.package  ## Show the main job on a small environment, in under th
 	@$(BIN)/packhorse demo
 	@echo 'In this checkout packhorse is $(BIN)/packhorse.'
 
-test: $(VENV)/.test  ## Run all tests; PYTEST_ARGS="-k pull" runs some
-	@$(BIN)/pytest $(PYTEST_ARGS)
+test: $(VENV)/.test  ## Run all tests; PYTEST_ARGS="-k pull" runs some, "-n 0" one at a time
+	@$(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
 
 test-gpu-code: $(VENV)/.gpu-code $(GPU_LIBRARIES)  ## Hold the choice of GPU code against NVIDIA's own tools (over 1 GB more to download)
 	@GPU_LIBRARIES=$(GPU_LIBRARIES) $(BIN)/pytest -m gpu_code $(PYTEST_ARGS)
