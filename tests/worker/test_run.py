@@ -198,6 +198,7 @@ def test_the_path_report_tells_what_python_will_look_through(packhorse: Packhors
         (packages / name).mkdir()
     for name in ("beta.py", "gamma.cpython-311-x86_64-linux-gnu.so", "README.txt"):
         (packages / name).touch()
+    (packages / "circle").symlink_to("circle")
     env = {"PACKHORSE_RUN_APP_PATH": "/no/app", "PYTHONPATH": "/no/such:/usr"}
     done = packhorse("run", "--", "sh", "-c", "echo $PYTHONPATH; echo $TMPDIR", env=env)
     pythonpath, tmpdir = done.stdout.splitlines()

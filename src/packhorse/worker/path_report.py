@@ -76,5 +76,6 @@ def _importable(directory: str) -> Iterator[str]:
             name, _, rest = entry.name.partition(".")
             if not name.isidentifier() or name in ("bin", "__pycache__"):
                 continue
-            if entry.is_dir() if not rest else rest == "py" or rest.endswith("so"):
+            # Not entry.is_dir(), which raises where a link leads nowhere that could be told: in a circle, to the forbidden.
+            if os.path.isdir(entry) if not rest else rest == "py" or rest.endswith("so"):
                 yield name
