@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -111,6 +112,24 @@ def test_directories_without_write_permission_are_cleaned(root: Root) -> None:
     (locked / "file").touch()
     locked.chmod(0o500)
     assert session.clean(root) == []
+    assert _ephemeral(root) == []
+
+
+@pytest.mark.parametrize(("depth", "most_open"), [(3000, 0), (300, 100)], ids=["stack", "descriptors"])
+def test_what_lies_deeper_than_python_goes_is_cleaned(
+    root: Root, monkeypatch: pytest.MonkeyPatch, depth: int, most_open: int
+) -> None:
+    monkeypatch.chdir(root.tmp)
+    for _ in range(depth):
+        os.mkdir("d", 0o700)
+        os.chdir("d")
+    os.chmod(".", 0o500)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_open or limits[0], limits[1]))
+    try:
+        assert session.clean(root) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert _ephemeral(root) == []
 
 

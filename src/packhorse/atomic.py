@@ -86,7 +86,7 @@ def exchange(first: Path, second: Path) -> bool:
 def remove_tree(path: Path) -> None:
     """Remove a directory with all below it, or a file; what is not there is no error.
 
-    Directories without write permission (Go's module cache has them) are opened up first.
+    Directories without write permission (Go's module cache has them) are opened up first. Nothing lies too deep.
     """
     import shutil
 
@@ -111,3 +111,28 @@ def remove_tree(path: Path) -> None:
             os.unlink(path)
     except FileNotFoundError:
         pass
+    except (RecursionError, OSError) as error:
+        # It goes as deep as Python's stack, with a descriptor for each level.
+        if isinstance(error, OSError) and error.errno != errno.EMFILE:
+            raise
+        _flatten(path)
+        shutil.rmtree(path)
+
+
+def _flatten(top: Path) -> None:
+    """Move every directory that lies deeper below `top` right into it, and open all up."""
+    os.chmod(top, stat.S_IRWXU)
+    known = _directories(top)
+    while known:
+        directory = known.pop()
+        os.chmod(directory, stat.S_IRWXU)
+        for inner in _directories(directory):
+            os.chmod(inner, stat.S_IRWXU)  # its entry `..` changes
+            moved = os.path.join(top, os.urandom(8).hex())
+            os.rename(inner, moved)
+            known.append(moved)
+
+
+def _directories(directory: str | Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
