@@ -207,6 +207,18 @@ def test_a_program_starts_when_its_loader_is_there(gate: Run, tmp_path: Path) ->
     assert run.wait() == 0, run.errors()
 
 
+@pytest.mark.parametrize("content", [b"#!/\n", b"\x7fELF\2\1" + b"\xff" * 58], ids=["directory", "noise"])
+def test_a_command_that_cannot_start_is_told_as_without_a_gate(
+    gate: Run, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "p").write_bytes(content)
+    (tmp_path / "p").chmod(0o755)
+    run = gate('r.hold("a"); r.record("started"); r.link.send(Start()); forever()', "./p")
+    run.wait()
+    assert 'exec: "./p": ' in run.errors()
+    assert json.loads((tmp_path / "status.json").read_text())["exit_code"] == 126
+
+
 NEVER_STARTS = 'r.hold("p", mode=0o755); r.record("started"); r.link.send(Start()); r.wanted("p", 2); '
 
 

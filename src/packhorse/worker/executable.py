@@ -66,6 +66,8 @@ def held_back(executable: str) -> bool:
             return False  # execve(2) tells why
         try:
             opened = _opened_next(descriptor).partition(b"\0")[0]
+        except (OSError, OverflowError):  # a directory, or a program whose header is noise
+            return False
         finally:
             os.close(descriptor)
         if not opened:
