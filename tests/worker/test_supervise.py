@@ -49,6 +49,14 @@ def test_a_child_that_ignores_the_signal_is_killed_after_the_stop_timeout(
     assert ephemeral(root_path) == []
 
 
+def test_a_grace_that_is_meant_as_forever_is_one(start: Start) -> None:
+    env = {"PACKHORSE_RUN_GRACE": "99999999999", "PACKHORSE_RUN_STOP_TIMEOUT": "99999999998"}
+    supervisor = start("run", *python("taking(15); say(); take(15); sys.exit(7)"), env=env)
+    supervisor.line()
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.wait() == 7, supervisor.errors()
+
+
 def test_signals_that_do_not_end_a_child_leave_it_its_time(start: Start) -> None:
     program = """
 taking(10)

@@ -40,6 +40,7 @@ LEFTOVER_PATIENCE = 1.0
 _KILL_PATIENCE = 5.0
 _KILLING = 0.3
 """Seconds of the grace kept for killing what did not end by itself."""
+_LONGEST_ALARM = 1e9  # setitimer(2) refuses what the system cannot count; `grace` may be meant as forever
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _LOWEST_INHERITED = 100  # a lock must not lie where a shell script says `exec 3>file`
 
@@ -313,7 +314,7 @@ class Supervisor:
         before = [signal.signal(number, stop) for number in numbers]
         try:
             if until is not None:
-                signal.setitimer(signal.ITIMER_REAL, max(until - time.monotonic(), 1e-6))
+                _alarm(until)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             yield
         finally:
@@ -332,7 +333,7 @@ class Supervisor:
         """Wait for one signal, the next timer or `until`, and serve what is due."""
         due = [time_ for time_, _ in self._timers] + ([until] if until is not None else [])
         if due:
-            signal.setitimer(signal.ITIMER_REAL, max(min(due) - time.monotonic(), 1e-6))
+            _alarm(min(due))
         # Not sigtimedwait: when this process is stopped until the time is over, Python's gives a signal that never came.
         taken = signal.sigwaitinfo(self._served | {signal.SIGALRM}).si_signo
         if due:
@@ -389,6 +390,11 @@ class Supervisor:
             self._late.append(lambda: self._stopped(process, number))
         else:
             self._terminal.stopped(process, number)
+
+
+def _alarm(due: float) -> None:
+    """Have SIGALRM sent at the time `due`, or before it where that is decades away."""
+    signal.setitimer(signal.ITIMER_REAL, min(max(due - time.monotonic(), 1e-6), _LONGEST_ALARM))
 
 
 def _has_children() -> bool:
