@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def test_the_child_starts_with_the_signals_of_a_fresh_process(start: Start) -> N
     for _ in range(2):
         mask = int(supervisor.line().split()[1], 16)
         assert mask & (1 << 31) - 1 == 0  # signals 32 and 33 are the C library's own
+
+
+def test_a_variable_without_a_name_keeps_nothing_from_starting(start: Start) -> None:
+    nameless = (
+        "import ctypes, os, sys; ctypes.CDLL(None).putenv(b'=value'); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    supervisor = start("run", *python("say('up')"), before=(sys.executable, "-c", nameless))
+    assert supervisor.line() == "up"
+    assert supervisor.wait() == 0, supervisor.errors()
 
 
 LEAVES_BEHIND = """

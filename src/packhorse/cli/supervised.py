@@ -53,7 +53,8 @@ def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
                 config=loaded,
                 root=root,
                 command=words,
-                environ=os.environ,
+                # Who called us may have an entry without a name, which nothing can be started with.
+                environ={name: value for name, value in os.environ.items() if name},
                 flags=context.repeated_flags(),
                 speech=Speech(console.note, console.warn),
                 supervisor=supervisor,
