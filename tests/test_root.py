@@ -204,8 +204,9 @@ def test_the_recorded_state_survives_and_an_unreadable_one_counts_as_empty(root_
     state = Root.open(root_path).state()
     assert (state.state, state.fingerprint, state.shared) == ("complete", "f", ("a", "b"))
     assert state.boot
-    (root.private / "state.json").write_text('{"state": ')
-    assert root.state() == State()
+    for content in (b'{"state": ', b'{"state":"complete","fingerprint":"\xff"}'):
+        (root.private / "state.json").write_bytes(content)
+        assert root.state() == State()
 
 
 def test_too_little_space_is_an_error_before_anything_is_written(root_path: Path) -> None:

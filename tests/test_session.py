@@ -192,8 +192,9 @@ def test_a_heartbeat_breaks_the_silence(root: Root) -> None:
         _rewrite(root, one.id, host=os.uname().nodename)
 
 
-def test_a_record_that_is_being_written_counts_as_living(root: Root) -> None:
-    (root.sessions / "abcdef").touch()
+@pytest.mark.parametrize("content", [b"", b'{"host":"\xff","boot":""}'], ids=["being written", "damaged"])
+def test_a_record_that_cannot_be_read_counts_as_living_for_a_minute(root: Root, content: bytes) -> None:
+    (root.sessions / "abcdef").write_bytes(content)
     (root.tmp / "abcdef").mkdir()
     session.clean(root)
     assert _ephemeral(root) == ["abcdef"]

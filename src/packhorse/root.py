@@ -118,7 +118,7 @@ class Root:
         """The recorded state; an unreadable record counts as empty, so that everything is checked again."""
         try:
             return msgspec.json.decode(self._state_file.read_bytes(), type=State)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return State()
 
     def record(self, state: State) -> None:

@@ -121,7 +121,7 @@ def _lives(file: Path) -> bool:
         silent = time.time() - os.fstat(descriptor).st_mtime
         try:
             record = msgspec.json.decode(os.pread(descriptor, 4096, 0), type=_Record)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return silent < 60  # being written, or cut short by a crash
         if (record.host, record.boot) != (os.uname().nodename, boot_id()):
             return silent < SILENCE

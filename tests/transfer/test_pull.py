@@ -29,6 +29,8 @@ from tests.transfer.workers import Worker, persistent, settle
 from packhorse.config import Storage
 from packhorse.errors import IntegrityError, PackhorseError
 from packhorse.progress import Silent
+from packhorse.snapshot import index
+from packhorse.transfer.local import Local
 
 MB = 1_000_000
 NOISE = random.Random(3)
@@ -449,7 +451,8 @@ def test_a_journal_of_something_else_is_not_believed(first: Worker, new_worker: 
     second = new_worker("second")
     journal = _staged(first, second)
     whole = journal.read_bytes()
-    for content in (b"", b"garbage", whole.replace(b'"manifest":"', b'"manifest":"0')):
+    other = whole.replace(b'"manifest":"', b'"manifest":"0')
+    for content in (b"", b"garbage", other, other.replace(b'"0', b'"\xff')):
         journal.write_bytes(content)
         leftover = second.root.staging / "packages/leftover"
         leftover.write_bytes(b"leftover")
@@ -458,6 +461,25 @@ def test_a_journal_of_something_else_is_not_believed(first: Worker, new_worker: 
         assert persistent(second.path) == persistent(first.path)
         shutil.rmtree(second.path / "packages")
         _staged(first, second)
+
+
+def test_records_that_are_damaged_count_as_none(first: Worker, new_worker: NewWorker) -> None:
+    second = new_worker("second")
+    first.push()
+    second.pull()
+    record = msgspec.msgpack.encode(("\0", []))
+    damaged = {
+        "synced": b'{"source":"\xff"}',
+        "index.flushed": b'{"name":"\xff"}',
+        "arriving": len(record).to_bytes(4, "little") + record.replace(b"\0", b"\xff"),
+    }
+    for name, content in damaged.items():
+        (second.path / ".packhorse" / name).write_bytes(content)
+    assert not Local(second.root).synced().manifests
+    shutil.rmtree(second.path / "packages")
+    second.pull()
+    index.flush(second.root.index)
+    assert persistent(second.path) == persistent(first.path)
 
 
 def test_a_file_that_a_killed_pull_had_linked_is_linked_anew(first: Worker, new_worker: NewWorker) -> None:

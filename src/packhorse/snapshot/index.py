@@ -212,7 +212,7 @@ def flush(path: Path) -> None:
         with open(path, "rb") as file:
             head = msgspec.msgpack.decode(next(_parts(file), b""), type=_Head)
             saved_at = os.fstat(file.fileno()).st_mtime_ns
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return
     # What another boot saved may be lost already.
     if head.version != VERSION or head.boot != boot_id():
@@ -227,7 +227,7 @@ def flush(path: Path) -> None:
 def _flushed(path: Path) -> _Flushed:
     try:
         return msgspec.json.decode(flushed_file(path).read_bytes(), type=_Flushed)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return _Flushed()
 
 

@@ -332,7 +332,7 @@ class Tree:
         try:
             head, _, body = self._journal.read_bytes().partition(b"\n")
             header = msgspec.json.decode(head, type=_Header)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         if (header.manifest, header.fetched) != (self._digest, self._fetched) or not os.path.isdir(
             self._base

@@ -67,7 +67,7 @@ def still(root: Root) -> Identities:
         length = int.from_bytes(content[:_NUMBER], "little")
         head, body = content[_NUMBER : _NUMBER + length], content[_NUMBER + length + -length % _NUMBER :]
         record = msgspec.msgpack.decode(head, type=_Files)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return {}
     numbers = {int.from_bytes(body[at : at + _NUMBER], "little") for at in range(0, len(body), _NUMBER)}
     if record.boot != boot_id():

@@ -92,7 +92,7 @@ class Local:
         """What the shared directories were last brought together with."""
         try:
             return msgspec.json.decode(self._synced.read_bytes(), type=Synced)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return Synced()
 
     def record_synced(self, synced: Synced) -> None:

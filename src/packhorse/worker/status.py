@@ -63,6 +63,6 @@ def read_facts(result: Path) -> dict[str, Any] | None:
     try:
         facts: dict[str, Any] = msgspec.json.decode(result.read_bytes(), type=dict[str, Any])
         result.unlink()
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return facts
