@@ -79,6 +79,23 @@ def test_while_a_command_runs_what_was_restored_is_flushed(packhorse: Packhorse,
     assert _trusted(root_path)
 
 
+def test_a_root_that_cannot_be_looked_at_ends_no_command(packhorse: Packhorse) -> None:
+    program = """
+private = os.environ["PACKHORSE_ROOT"] + "/.packhorse"
+def looks():
+    lines = open(f"/proc/{os.getppid()}/status").readlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("voluntary")))
+os.rename(private, private + "-away")
+open(private, "w").close()
+before = looks()
+while looks() < before + 20: time.sleep(0.01)
+os.unlink(private)
+os.rename(private + "-away", private)
+sys.exit(3)
+"""
+    assert packhorse("run", *python(program)).returncode == 3
+
+
 def test_what_was_pulled_is_flushed_while_a_command_is_executed(
     packhorse: Packhorse, root_path: Path
 ) -> None:

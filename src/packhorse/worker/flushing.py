@@ -61,7 +61,7 @@ class Flushing:
 
 
 def _saved_at(index: Path) -> int:
-    """When (nanoseconds since the epoch) an index was last saved; 0 where there is none, or all is flushed."""
+    """When (nanoseconds since the epoch) an index was last saved; 0 where there is none to be seen, or all is flushed."""
     saved, flushed = _time(index), _time(flushed_file(index))
     return 0 if saved == flushed else saved
 
@@ -69,5 +69,5 @@ def _saved_at(index: Path) -> int:
 def _time(path: Path) -> int:
     try:
         return os.stat(path).st_mtime_ns
-    except FileNotFoundError:
+    except OSError:  # not there, or a network file system that fails for a while
         return 0
