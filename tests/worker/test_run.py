@@ -387,6 +387,17 @@ def test_a_pipe_or_a_device_is_not_replaced_by_the_status_file(packhorse: Packho
     assert not (packhorse.directory / "ran").exists()
 
 
+def test_what_stdout_goes_to_is_not_replaced_by_the_status_file(start: Start, packhorse: Packhorse) -> None:
+    log, link = packhorse.directory / "log", packhorse.directory / "stdout"
+    link.symlink_to("/proc/self/fd/1")  # as /dev/stdout
+    to_log = ("sh", "-c", 'exec "$@" > log', "sh")
+    run = start("run", "--status-file", link, "--", "touch", "ran", before=to_log)
+    assert run.wait() == 125
+    assert "stdout or stderr" in run.errors()
+    assert (os.readlink(link), log.read_bytes()) == ("/proc/self/fd/1", b"")
+    assert not (packhorse.directory / "ran").exists()
+
+
 def test_the_status_file_tells_that_the_command_could_not_be_started(packhorse: Packhorse) -> None:
     file = packhorse.directory / "status.json"
     packhorse("run", "--status-file", file, "--", "no-such-command")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -54,8 +55,16 @@ class Status:
         if self._file is not None:
             if os.path.exists(self._file) and not os.path.isfile(self._file):
                 raise OSError(errno.EINVAL, "it is a device or a pipe, which is not to be replaced")
+            if _is_output(self._file):  # such as /dev/stdout
+                raise OSError(errno.EINVAL, "it is where stdout or stderr goes, which is not to be replaced")
             content = msgspec.json.format(msgspec.json.encode(self.facts)) + b"\n"
             atomic.write_file(self._file, content, mode=0o644)
+
+
+def _is_output(file: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(os.path.samestat(os.stat(file), os.fstat(descriptor)) for descriptor in (1, 2))
+    return False
 
 
 def read_facts(result: Path) -> dict[str, Any] | None:
