@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """\
 import json, subprocess, sys
 from pathlib import Path
@@ -36,13 +38,18 @@ restorer.finish()
 """
 
 
-def test_large_files_that_were_there_at_the_start_count_where_they_are_mapped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_large_files_that_were_there_at_the_start_count_where_they_are_mapped(
+    tmp_path: Path, linked: bool
+) -> None:
+    root = tmp_path / "link" if linked else tmp_path
+    (tmp_path / "link").symlink_to(tmp_path)
     names = ["packages/second", "models/first", "packages/known", "packages/small", "tmp/scratch"]
     for name in [*names, "packages/other"]:
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(bytes(1000 if "small" in name else 1 << 20))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path, *names], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, root, *names], capture_output=True, text=True, check=True, timeout=20
     )
     assert done.stdout == '["packages/second", "models/first"]\n'

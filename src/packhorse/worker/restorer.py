@@ -120,9 +120,10 @@ class Restorer:
         """
         now = time.monotonic() - self._started
         waited = {path for path, _ in self.opened}
+        base = os.path.realpath(os.fsencode(root)) + b"/"  # as the kernel names what is mapped
         found = [
             (path, self._there.get(path, now))
-            for path in self._mapped(os.fsencode(root) + b"/")
+            for path in self._mapped(base)
             if path not in known and path not in waited
         ]
         return sorted([*self.opened, *found], key=lambda each: each[1])
