@@ -52,8 +52,9 @@ def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]
 
 
 def _reachable(path: bytes, winners: dict[bytes, Winner]) -> bool:
-    parent = path.rpartition(b"/")[0]
-    if not parent:
-        return True
-    above = winners.get(parent)
-    return above is not None and isinstance(above.entry, Directory) and _reachable(parent, winners)
+    while parent := path.rpartition(b"/")[0]:
+        above = winners.get(parent)
+        if above is None or not isinstance(above.entry, Directory):
+            return False
+        path = parent
+    return True
