@@ -19,6 +19,9 @@ from tests.worker import gate_driver, tracer
 from tests.worker.conftest import Started, alive, python, until
 from tests.worker.test_terminal import BASH, Console
 
+from packhorse import atomic
+from packhorse.root import Root
+
 Run = Callable[..., Started]
 
 PREAMBLE = """
@@ -474,6 +477,39 @@ say(os.path.exists("a") and open("a").read())
     assert [run.line(), run.line(), run.line()] == ["begins", "begins", "False"], run.errors()
     assert run.wait() == 0
     assert "starting once more" in run.errors()
+
+
+def test_no_periodic_backup_begins_while_all_is_restored_for_the_command_to_start_once_more(
+    gate: Run, tmp_path: Path, root_path: Path
+) -> None:
+    (tmp_path / "requirements.txt").write_text("")
+    env = {
+        "PACKHORSE_RUN_ON_RESTORE_FAILURE": "install",
+        "PACKHORSE_RUN_ON_MISSING": "install",
+        "PACKHORSE_ENVIRONMENT_REQUIREMENTS": "requirements.txt",
+        "PACKHORSE_RUN_BACKUP": '["models"]',
+        "PACKHORSE_RUN_BACKUP_EVERY": "0.05s",
+    }
+    restores = 'r.hold("a"); r.start(); r.wanted("a"); os.remove(sys.argv[0]); os.remove("a"); sys.exit(6)'
+    with atomic.locked(Root.open(root_path).private / "lock"):
+        run = gate(restores, *python('say("begins"); os.path.exists("a") and open("a").read()'), env=env)
+        assert run.line() == "begins"
+
+        def own() -> list[str]:
+            children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+            lines = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in children]
+            return [word.decode() for line in lines for word in line[3:4]]
+
+        def woken() -> int:
+            lines = Path(f"/proc/{run.pid}/status").read_text().splitlines()
+            return int(next(line.split()[1] for line in lines if line.startswith("voluntary")))
+
+        until(lambda: own() == ["boot"], "the second boot")
+        before = woken()
+        until(lambda: woken() > before + 10 or own() != ["boot"])
+        assert own() == ["boot"]
+    assert run.line() == "begins"
+    assert run.wait() == 0, run.errors()
 
 
 def test_a_command_that_ended_by_itself_is_not_started_once_more(gate: Run, tmp_path: Path) -> None:

@@ -42,12 +42,16 @@ class Backups:
         self._hurried = False
         self._given_up = False
         self._gate: Gate | None = None
+        self._begun = False
 
     def begin(self, gate: Gate | None) -> None:
-        """Start one every `backup_every` seconds from now on, but for the time of a restore."""
+        """Start one every `backup_every` seconds from now on, but for the time of a restore. To be called for each start of
+        the command."""
         self._gate = gate
-        if self._call.config.run.backup and self._call.config.run.backup_every:
-            self._call.supervisor.every(self._call.config.run.backup_every, self._start_periodic)
+        every = self._call.config.run.backup_every
+        if self._call.config.run.backup and every and not self._begun:
+            self._begun = True
+            self._call.supervisor.every(every, self._start_periodic)
 
     def finish(self) -> None:
         """Save what is left to save: within `grace` after a SIGTERM, else as long as it takes.
@@ -80,8 +84,8 @@ class Backups:
 
     def _start_periodic(self) -> None:
         restoring = self._gate is not None and self._gate.restoring
-        ending = self._finishing or self._call.supervisor.stopping
-        if self._running is None and not ending and not restoring:
+        runs = self._status.facts["phase"] == "running" and not self._call.supervisor.stopping
+        if self._running is None and runs and not restoring:
             self._start()
 
     def _start_final(self, ends: float | None) -> None:
