@@ -119,6 +119,14 @@ os.unlink("models/f")
     assert not (root / "models/f").exists()
 
 
+def test_recording_may_take_as_long_as_anybody_says(
+    packhorse: Packhorse, root: Path, opened: Callable[..., list[str]]
+) -> None:
+    done = packhorse("profile", "--name", "long", "--for", "inf", "--", "cat", root / "models/f")
+    assert done.returncode == 0, done.stderr
+    assert opened(name="long") == ["models/f"]
+
+
 def test_a_script_whose_name_is_not_utf_8_has_a_profile(
     packhorse: Packhorse, root: Path, opened: Callable[..., list[str]]
 ) -> None:

@@ -38,6 +38,7 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
     from packhorse.snapshot.scan import readable, scan
     from packhorse.worker import write_leases
     from packhorse.worker.profile import Recorded
+    from packhorse.worker.supervise import LONGEST_ALARM
     from packhorse.worker.watch_opens import OpenWatch
 
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGALRM])
@@ -57,7 +58,7 @@ def command(result_file: Path, ready: int, name: str, program: str, seconds: flo
     os.write(ready, b"1")
     os.close(ready)
     # Not sigtimedwait: when this process is stopped until the time is over, Python's gives a signal that never came.
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # never, for 0
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, LONGEST_ALARM))  # never, for 0
     if signal.sigwait([signal.SIGTERM, signal.SIGALRM]) == signal.SIGALRM:
         watch.end()
         signal.sigwait([signal.SIGTERM])

@@ -40,7 +40,7 @@ LEFTOVER_PATIENCE = 1.0
 _KILL_PATIENCE = 5.0
 _KILLING = 0.3
 """Seconds of the grace kept for killing what did not end by itself."""
-_LONGEST_ALARM = 1e9  # setitimer(2) refuses what the system cannot count; `grace` may be meant as forever
+LONGEST_ALARM = 1e9  # setitimer(2) refuses what the system cannot count; `grace` may be meant as forever
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _LOWEST_INHERITED = 100  # a lock must not lie where a shell script says `exec 3>file`
 
@@ -394,7 +394,7 @@ class Supervisor:
 
 def _alarm(due: float) -> None:
     """Have SIGALRM sent at the time `due`, or before it where that is decades away."""
-    signal.setitimer(signal.ITIMER_REAL, min(max(due - time.monotonic(), 1e-6), _LONGEST_ALARM))
+    signal.setitimer(signal.ITIMER_REAL, min(max(due - time.monotonic(), 1e-6), LONGEST_ALARM))
 
 
 def _has_children() -> bool:
