@@ -10,6 +10,11 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import TypeGuard
 
+import msgspec
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the document they should be."""
+
 
 class PackhorseError(Exception):
     """The operation failed. Base of all errors that are shown without a traceback.

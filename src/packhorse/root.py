@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import ConfigError, NoSpaceError, PackhorseError, is_full
+from packhorse.errors import UNREADABLE, ConfigError, NoSpaceError, PackhorseError, is_full
 
 SHARED = ("pip", "models", "deps")
 PERSISTENT = ("packages", *SHARED)
@@ -118,7 +118,7 @@ class Root:
         """The recorded state; an unreadable record counts as empty, so that everything is checked again."""
         try:
             return msgspec.json.decode(self._state_file.read_bytes(), type=State)
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return State()
 
     def record(self, state: State) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from packhorse import atomic
+from packhorse.errors import UNREADABLE
 from packhorse.root import EPHEMERAL, Root, boot_id
 
 SILENCE = 3600.0
@@ -121,7 +122,7 @@ def _lives(file: Path) -> bool:
         silent = time.time() - os.fstat(descriptor).st_mtime
         try:
             record = msgspec.json.decode(os.pread(descriptor, 4096, 0), type=_Record)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             return silent < 60  # being written, or cut short by a crash
         if (record.host, record.boot) != (os.uname().nodename, boot_id()):
             return silent < SILENCE

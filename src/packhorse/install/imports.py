@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from packhorse.errors import PackhorseError
+from packhorse.errors import UNREADABLE, PackhorseError
 from packhorse.install import process
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import Log
@@ -199,7 +199,7 @@ def driver_present() -> bool:
 def _read(report: Path) -> _Report | None:
     try:
         return msgspec.json.decode(report.read_bytes(), type=_Report)
-    except (FileNotFoundError, msgspec.DecodeError):  # it did not live to write it
+    except (FileNotFoundError, *UNREADABLE):  # it did not live to write it
         return None
     finally:
         report.unlink(missing_ok=True)

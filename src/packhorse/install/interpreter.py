@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from packhorse.errors import ConfigError
+from packhorse.errors import UNREADABLE, ConfigError
 
 _FACTS = """\
 import json, sys, sysconfig
@@ -80,7 +80,7 @@ def _ask(path: str, environ: Mapping[str, str]) -> Interpreter:
             check=False,
         )
         interpreter = msgspec.json.decode(answer.stdout, type=Interpreter)
-    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError) as error:
+    except (OSError, subprocess.TimeoutExpired, *UNREADABLE) as error:
         raise ConfigError(f"{path} does not answer as a Python 3 does.", _REMEDY) from error
     # What a shim stands for, so that later starts do not depend on the directory or variables it looks at.
     return interpreter if interpreter.path else msgspec.structs.replace(interpreter, path=path)

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
 import msgspec
 
-from packhorse.errors import PackhorseError
+from packhorse.errors import UNREADABLE, PackhorseError
 from packhorse.install.access import github, without_user
 from packhorse.install.downloads import Downloads, RefusedError, may_pass, retry_after, why
 from packhorse.install.log import without_credentials
@@ -68,7 +68,7 @@ class Fetcher:
             _, body, headers = self._read(address, "application/vnd.github+json")
             try:
                 releases = [msgspec.json.decode(body, type=_Release)] if tag else _ALL.decode(body)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise PackhorseError(
                     f"{address} does not answer as GitHub does: {error}.", "Check GITHUB_API_URL."
                 ) from error

@@ -17,7 +17,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from packhorse import config_values
-from packhorse.errors import ConfigError
+from packhorse.errors import UNREADABLE, ConfigError
 from packhorse.install.chosen import Chosen, without_secret
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import without_credentials
@@ -57,7 +57,7 @@ def target(interpreter: Interpreter, environ: Mapping[str, str]) -> Target:
     )
     try:
         return msgspec.json.decode(answer.stdout, type=Target)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ConfigError(
             f"{interpreter.path} does not tell which wheels it takes.",
             "Name the worker's Python by environment.python in the configuration.",

@@ -19,6 +19,7 @@ from typing import IO, Annotated, NamedTuple, TypeAlias
 import msgspec
 
 from packhorse import atomic
+from packhorse.errors import UNREADABLE
 from packhorse.root import boot_id, flushed_file
 from packhorse.snapshot.scan import Signature
 
@@ -92,7 +93,7 @@ class Index:
     def _read(self) -> tuple[_Head, dict[bytes, bytes]]:
         """What is stored, with packed records. Those of another boot that were not flushed vouch for no bytes, since a
         crash of the machine may have lost them, but still tell what was restored or saved."""
-        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, *UNREADABLE):
             with open(self._path, "rb") as file:
                 parts = _parts(file)
                 head = msgspec.msgpack.decode(next(parts, b""), type=_Head)
@@ -212,7 +213,7 @@ def flush(path: Path) -> None:
         with open(path, "rb") as file:
             head = msgspec.msgpack.decode(next(_parts(file), b""), type=_Head)
             saved_at = os.fstat(file.fileno()).st_mtime_ns
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return
     # What another boot saved may be lost already.
     if head.version != VERSION or head.boot != boot_id():
@@ -227,7 +228,7 @@ def flush(path: Path) -> None:
 def _flushed(path: Path) -> _Flushed:
     try:
         return msgspec.json.decode(flushed_file(path).read_bytes(), type=_Flushed)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return _Flushed()
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from packhorse.errors import MEND, IntegrityError, PackhorseError
+from packhorse.errors import MEND, UNREADABLE, IntegrityError, PackhorseError
 from packhorse.root import SHARED
 from packhorse.snapshot.frames import (
     LARGE_FILE,
@@ -32,8 +32,6 @@ _LARGEST_PACK = 1 << 40
 MOST = 1 << 20
 """How many entries, frames, places and so on a document may list: more than fit into one of the largest size if they say
 anything. Empty ones would take a hundred times their bytes in memory."""
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not the document they should be."""
 _LABEL = 256
 _WORTH = 8
 """A delta is stored where it is this much shorter than the raw bytes; a whole object is about half as long as those."""

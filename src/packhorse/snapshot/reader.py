@@ -20,6 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from packhorse import atomic
+from packhorse.errors import UNREADABLE
 from packhorse.root import boot_id
 from packhorse.snapshot import frames
 from packhorse.snapshot.manifest import Directory, Entry, File, Hardlink, Manifest, Member, Symlink, members
@@ -332,7 +333,7 @@ class Tree:
         try:
             head, _, body = self._journal.read_bytes().partition(b"\n")
             header = msgspec.json.decode(head, type=_Header)
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
         if (header.manifest, header.fetched) != (self._digest, self._fetched) or not os.path.isdir(
             self._base

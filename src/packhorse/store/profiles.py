@@ -18,8 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from packhorse import profile_name
-from packhorse.errors import StorageError
-from packhorse.snapshot.manifest import UNREADABLE
+from packhorse.errors import UNREADABLE, StorageError
 from packhorse.snapshot.order import MOST_FILES, Opened
 from packhorse.store import tags
 from packhorse.store.objects import Listed, NotFoundError, Store

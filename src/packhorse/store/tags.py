@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 
 from packhorse.config import TAG
-from packhorse.errors import MEND, IntegrityError, NoSuchSnapshotError
+from packhorse.errors import MEND, UNREADABLE, IntegrityError, NoSuchSnapshotError
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.frames import digest_of
 from packhorse.snapshot.manifest import Encoded, Manifest, Placement
@@ -203,7 +203,7 @@ def entry_facts(store: Store, entries: Sequence[TagEntry]) -> list[EntryFacts]:
 def _facts(store: Store, entry: TagEntry) -> EntryFacts:
     try:
         return msgspec.json.decode(store.get(entry.key, _LARGEST), type=EntryFacts)
-    except (IntegrityError, *documents.UNREADABLE) as error:
+    except (IntegrityError, *UNREADABLE) as error:
         if entry.kind == "put":
             return EntryFacts()
         raise IntegrityError(
@@ -271,7 +271,7 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
                 f"The snapshot {snapshot[:12]} is written in format {facts.format}, which this packhorse does not know.",
                 "Install a newer packhorse.",
             )
-    except documents.UNREADABLE as error:
+    except UNREADABLE as error:
         raise IntegrityError(
             f"The document of snapshot {snapshot[:12]} cannot be read.", "It may need a newer packhorse."
         ) from error

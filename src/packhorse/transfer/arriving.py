@@ -14,6 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from packhorse import atomic
+from packhorse.errors import UNREADABLE
 from packhorse.root import SHARED, Root, boot_id
 from packhorse.snapshot.manifest import PERMISSIONS
 from packhorse.snapshot.scan import Found, Signature, scan
@@ -67,7 +68,7 @@ def still(root: Root) -> Identities:
         length = int.from_bytes(content[:_NUMBER], "little")
         head, body = content[_NUMBER : _NUMBER + length], content[_NUMBER + length + -length % _NUMBER :]
         record = msgspec.msgpack.decode(head, type=_Files)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, *UNREADABLE):
         return {}
     numbers = {int.from_bytes(body[at : at + _NUMBER], "little") for at in range(0, len(body), _NUMBER)}
     if record.boot != boot_id():

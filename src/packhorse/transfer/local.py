@@ -10,7 +10,7 @@ from functools import cached_property
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import IntegrityError, unless_full
+from packhorse.errors import UNREADABLE, IntegrityError, unless_full
 from packhorse.root import Root
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.contents import content_of, content_on_disk, cut_alike
@@ -92,7 +92,7 @@ class Local:
         """What the shared directories were last brought together with."""
         try:
             return msgspec.json.decode(self._synced.read_bytes(), type=Synced)
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, *UNREADABLE):
             return Synced()
 
     def record_synced(self, synced: Synced) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from packhorse import atomic, redirect, session
-from packhorse.errors import PackhorseError
+from packhorse.errors import UNREADABLE, PackhorseError
 from packhorse.install import lock, pip, process
 from packhorse.install.log import without_credentials
 from packhorse.progress import Progress
@@ -324,7 +324,7 @@ def _history(root: Root) -> list[_Record]:
     records = []
     with contextlib.suppress(FileNotFoundError):
         for line in (root.private / _HISTORY).read_bytes().splitlines():
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(*UNREADABLE):
                 records.append(msgspec.json.decode(line, type=_Record))
     return records
 

@@ -14,8 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import msgspec
-
+from packhorse.errors import UNREADABLE
 from packhorse.worker import tree, write_leases
 from packhorse.worker.executable import find_executable, held_back
 from packhorse.worker.link import Arrived, Child, Hold, Link, Start
@@ -158,7 +157,7 @@ class Gate:
                 received = self._link.receive(wait=False)
             except BlockingIOError:
                 return
-            except (OSError, msgspec.DecodeError) as error:
+            except (OSError, *UNREADABLE) as error:
                 self._fail(f"a message of the process that restores cannot be read: {error}")
                 return
             if received is None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from packhorse import atomic
-from packhorse.errors import ConfigError
+from packhorse.errors import UNREADABLE, ConfigError
 
 
 class Status:
@@ -72,6 +72,6 @@ def read_facts(result: Path) -> dict[str, Any] | None:
     try:
         facts: dict[str, Any] = msgspec.json.decode(result.read_bytes(), type=dict[str, Any])
         result.unlink()
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *UNREADABLE):
         return None
     return facts
