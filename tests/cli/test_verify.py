@@ -109,6 +109,21 @@ def test_whatever_changed_is_named(packhorse: Packhorse, pushed: Path, directory
         _verify(packhorse, 0)
 
 
+def test_who_changed_a_shared_file_is_told_that_a_pull_leaves_it(packhorse: Packhorse, pushed: Path) -> None:
+    (pushed / "packages/small").write_text("SMALL")
+    assert "models/" not in packhorse("verify").stderr
+    (pushed / "models/large").write_text("mine")
+    assert (
+        "Changed files of models/, deps/ and pip/ stay, unless you remove them first."
+        in packhorse("verify").stderr
+    )
+    assert packhorse("pull").returncode == 0
+    assert (pushed / "models/large").read_text() == "mine"
+    (pushed / "models/large").unlink()
+    assert packhorse("pull").returncode == 0
+    _verify(packhorse, 0)
+
+
 def test_bytecode_that_appeared_is_told_and_no_failure(packhorse: Packhorse, pushed: Path) -> None:
     (pushed / "packages/__pycache__").mkdir()
     (pushed / "packages/__pycache__/small.pyc").write_text("bytecode")

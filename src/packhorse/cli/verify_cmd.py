@@ -36,9 +36,15 @@ def command(imports: bool) -> None:
             for path in paths[:10]:
                 console.note(f"{kind}: {path}")
         counts = ", ".join(f"{len(paths):,} {kind}" for kind, paths in kinds.items() if paths)
+        yours = any(not path.startswith("packages") for path in found.changed)
         raise IntegrityError(
             f"{setup.root.path} is not what {what} says: {counts}.",
-            "`packhorse pull` brings back what the snapshot holds.",
+            "`packhorse pull` brings back what the snapshot holds."
+            + (
+                " Changed files of models/, deps/ and pip/ stay, unless you remove them first."
+                if yours
+                else ""
+            ),
         )
     if imports and not setup.config.environment.verify:
         console.note("environment.verify names no modules, so none is imported")
