@@ -104,6 +104,20 @@ def test_what_can_hold_no_store_is_told(tmp_path: Path) -> None:
         store.put("tags/a", b"content")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "variable"),
+    [("az", "AZURE_STORAGE_ACCOUNT_NAME"), ("gs", "GOOGLE_APPLICATION_CREDENTIALS")],
+)
+def test_credentials_that_open_no_store_are_told_with_their_variable(
+    scheme: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nowhere.json"))
+    with pytest.raises(StorageError, match="cannot be opened") as refused:
+        Store(Storage(url=f"{scheme}://bucket/prefix"), {})
+    assert variable in refused.value.remedy
+
+
 def test_a_document_of_any_size_is_not_read(tmp_path: Path) -> None:
     store = Store(Storage(url=tmp_path.as_uri()), {})
     with (tmp_path / "document").open("wb") as file:

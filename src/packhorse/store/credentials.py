@@ -20,6 +20,12 @@ ANSWER = 60
 SENDING = 300
 """Seconds that an object may take to be sent, for which nothing comes back: see docs/design/013."""
 
+ALSO = {
+    "az": ", and the variables AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "gs": ", and the file that the variable GOOGLE_APPLICATION_CREDENTIALS names",
+}
+"""What else may be wrong where a store cannot be opened, by the scheme of its URL."""
+
 
 class Options(NamedTuple):
     """What obstore's `from_url` is given."""

@@ -19,6 +19,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions
@@ -118,7 +119,7 @@ class Store:
         except (exceptions.BaseError, ValueError, OSError) as error:
             raise StorageError(
                 f"The store {self.url} cannot be opened: {str(error).splitlines()[0]}.",
-                "Check storage.url and storage.endpoint.",
+                f"Check storage.url and storage.endpoint{credentials.ALSO.get(urlsplit(self.url).scheme, '')}.",
             ) from error
 
     @cached_property
