@@ -147,7 +147,7 @@ def test_a_shared_flag_before_the_command_is_told_where_it_belongs(packhorse: Pa
 def test_a_wrong_command_line_names_the_help_of_its_command(
     packhorse: Packhorse, words: str, helps: str
 ) -> None:
-    assert f"`packhorse {helps} --help` shows" in packhorse(*words.split()).stderr
+    assert f". `packhorse {helps} --help` shows" in packhorse(*words.split()).stderr
 
 
 @pytest.mark.parametrize("command", ["init", "demo"])

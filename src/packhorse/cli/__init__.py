@@ -183,7 +183,9 @@ def _outcome(words: list[str], supervisor: bool) -> int:
         else:
             console.want_json_if_asked(words)
         helps = _path_of_help(error, words)
-        refused = ConfigError(error.format_message(), f"`{helps} --help` shows what is allowed.")
+        what = error.format_message()
+        what += "" if what.endswith((".", "?")) else "."  # click leaves it out now and then
+        refused = ConfigError(what, f"`{helps} --help` shows what is allowed.")
         if (
             isinstance(error, click.NoSuchOption)
             and helps == "packhorse"
