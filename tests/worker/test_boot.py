@@ -79,6 +79,7 @@ def test_the_first_run_installs_and_pushes_and_a_worker_that_lost_everything_res
 ) -> None:
     first = run(*PRINT_VERSION)
     assert (first.code, first.output, first.action) == (0, "1.0\n", "installed"), first.errors
+    assert "main has no snapshot of this environment: making one\n" in first.errors
     shutil.rmtree(root_path)
     second = run(*PRINT_VERSION)
     assert (second.code, second.output, second.action) == (0, "1.0\n", "pulled"), second.errors
@@ -255,6 +256,7 @@ def test_an_empty_worker_without_its_store_fails_or_installs_as_configured(
     installed = run(*PRINT_VERSION, env=NOWHERE)
     assert (installed.code, installed.output, installed.action) == (0, "1.0\n", "installed"), installed.errors
     assert "not saved" in installed.errors
+    assert "has no snapshot" not in installed.errors  # nobody knows
 
 
 def test_a_corrupt_snapshot_fails_or_is_installed_anew_as_configured(

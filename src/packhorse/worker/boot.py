@@ -305,6 +305,7 @@ class Boot:
                 if target is not None and target.snapshot.packages:  # pushed by another while we waited
                     pulled = self._pull(target, "")
                     return BootFacts("pulled", pulled.snapshot, pull=pulled)
+                self.note(f"{tag} has no snapshot of this environment: making one")
                 return self._build()
         except StorageError as error:
             return self._instead(error, "")
@@ -314,8 +315,6 @@ class Boot:
         from packhorse.install.environment import install
 
         tag = self.config.storage.tag
-        if not repair:
-            self.note(f"{tag} has no snapshot of this environment: installing it")
         install(self.setup.root, self.config, self.setup.environ, self.progress, self.note)
         facts = BootFacts("installed")
         try:
