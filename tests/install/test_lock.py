@@ -96,6 +96,16 @@ def test_a_lock_file_has_exact_files_with_hashes_and_sizes(index: Index, project
     assert not any(request.endswith(".whl") for request in index.requests)  # no wheel was downloaded
 
 
+def test_a_directory_that_is_missing_is_told_before_anything_is_resolved(
+    index: Index, project: Project
+) -> None:
+    project.environ = {**project.environ, "PACKHORSE_ENVIRONMENT_LOCK": "nowhere/pylock.toml"}
+    done = project("lock")
+    assert done.returncode == 2
+    assert f"There is no directory {project.directory}/nowhere for the lock file." in done.stderr
+    assert index.requests == []
+
+
 def test_the_same_requirements_give_the_same_lock_file(project: Project) -> None:
     project.locked()
     before = project.lock.read_bytes()

@@ -14,6 +14,7 @@ import msgspec
 
 from packhorse import atomic, session
 from packhorse.config import Config
+from packhorse.config_values import printable
 from packhorse.errors import ConfigError, PackhorseError
 from packhorse.install import elsewhere, fingerprint, hashes, lock, sizes
 from packhorse.install.chosen import Chosen
@@ -70,6 +71,11 @@ def make(
     other = elsewhere.elsewhere(python, platform, interpreter)
     directory = config.file.parent if config.file else Path.cwd()
     path = Path(environment.lock or directory / DEFAULT)
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"There is no directory {printable(path.parent)} for the lock file.",
+            "Create it, or correct environment.lock in the configuration.",
+        )
     session.clean(root)
     with Watch(root.path) as watch, Session(root) as own, contextlib.closing(Log(root.logs, own.id)) as log:
         engine = Engine(
