@@ -86,7 +86,8 @@ def exchange(first: Path, second: Path) -> bool:
 def remove_tree(path: Path) -> None:
     """Remove a directory with all below it, or a file; what is not there is no error.
 
-    Directories without write permission (Go's module cache has them) are opened up first. Nothing lies too deep.
+    Directories without write permission (Go's module cache has them) are opened up first, and what lies too deep for
+    `shutil.rmtree`, which calls itself and opens a descriptor for each directory on its way down, is brought up.
     """
     import shutil
 
@@ -112,27 +113,22 @@ def remove_tree(path: Path) -> None:
     except FileNotFoundError:
         pass
     except (RecursionError, OSError) as error:
-        # It goes as deep as Python's stack, with a descriptor for each level.
         if isinstance(error, OSError) and error.errno != errno.EMFILE:
             raise
-        _flatten(path)
-        shutil.rmtree(path)
+        _bring_up(path)
+        remove_tree(path)
 
 
-def _flatten(top: Path) -> None:
-    """Move every directory that lies deeper below `top` right into it, and open all up."""
-    os.chmod(top, stat.S_IRWXU)
-    known = _directories(top)
-    while known:
-        directory = known.pop()
+def _bring_up(top: Path) -> None:
+    """Move every directory below `top` to just below it, whatever its name becomes."""
+    pending = [os.fsencode(top)]
+    while pending:
+        directory = pending.pop()
         os.chmod(directory, stat.S_IRWXU)
-        for inner in _directories(directory):
-            os.chmod(inner, stat.S_IRWXU)  # its entry `..` changes
-            moved = os.path.join(top, os.urandom(8).hex())
-            os.rename(inner, moved)
-            known.append(moved)
-
-
-def _directories(directory: str | Path) -> list[str]:
-    with os.scandir(directory) as entries:
-        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        with os.scandir(directory) as listing:
+            below = [item.path for item in listing if item.is_dir(follow_symlinks=False)]
+        for path in below:
+            os.chmod(path, stat.S_IRWXU)  # a directory that moves is written to
+            place = os.path.join(os.fsencode(top), os.urandom(8).hex().encode())
+            os.rename(path, place)
+            pending.append(place)

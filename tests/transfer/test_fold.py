@@ -14,11 +14,13 @@ from packhorse.errors import IntegrityError
 from packhorse.install.interpreter import worker_interpreter
 from packhorse.progress import Silent
 from packhorse.root import Root
+from packhorse.snapshot.manifest import Directory, Manifest
 from packhorse.store import tags
 from packhorse.store.objects import Store
 from packhorse.transfer.fold import LIMIT
 from packhorse.transfer.pull import find, pull
 from packhorse.transfer.push import push
+from packhorse.transfer.union import union
 
 INTERPRETER = worker_interpreter("", os.environ)
 
@@ -113,3 +115,10 @@ def test_a_backup_made_while_another_folds_still_wins_over_what_was_folded(
     assert any(entry.kind == "fold" for entry in shared(store))
     store.put(unseen.key, body)
     assert (restored(store, tmp_path / "another").models / "changing").read_text() == "late"
+
+
+def test_a_path_of_any_depth_has_a_place_in_the_union() -> None:
+    """A tree that one worker saved by mistake keeps no other one from what the tag holds."""
+    deep = [Directory(b"models" + b"/d" * depth, 0o755, 0) for depth in range(1500)]
+    found = union([("0" * 14, "", Manifest(kind="shared", entries=tuple(deep)))])
+    assert list(found) == [each.path for each in deep]

@@ -267,6 +267,24 @@ def test_what_has_too_long_a_path_is_left_out_and_named(
     assert first.push().pushed == []
 
 
+def test_what_lies_too_deep_is_left_out_and_named(first: Worker, new_worker: NewWorker) -> None:
+    directory = os.open(first.path / "models", os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=directory)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = deeper
+    os.close(directory)
+    first.push()
+    [told] = first.warnings
+    assert told.startswith("models/d/d/")
+    assert "that lies too deep; it is not saved" in told
+    assert first.push().pushed == []
+    second = new_worker("second")
+    second.pull()
+    assert second.names()[-1] == "model"
+
+
 def test_a_root_that_a_pull_left_unfinished_saves_no_packages(first: Worker, new_worker: NewWorker) -> None:
     import msgspec
 

@@ -61,6 +61,8 @@ _FIRST, _LAST = -(1 << 63), (1 << 63) - 1
 
 _LONGEST = 3072
 """Bytes of a shared path. With that of a root, and of where a pull puts it first, it must fit into PATH_MAX (4096) anywhere."""
+_DEEPEST = 256
+"""Directories that a shared path lies in at most. Python's ways to make, walk and remove a tree call themselves for each."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MODES = tuple(range(PERMISSIONS + 1))
 """One number in memory for all files that have it."""
@@ -107,7 +109,7 @@ def scan(
 
     A path that fits a pattern of `exclude` (fnmatch on the name and on the whole path) is left out.
     `skipped` hears of what no snapshot can hold: path, and what it is. Directories that may not be listed, and what has
-    too long a path, are among that below `parts`; without those OSError is raised.
+    too long a path or lies too deep, are among that below `parts`; without those OSError is raised.
     """
     found: list[Found] = []
     if not parts:
@@ -156,9 +158,12 @@ def _below(
                 path = prefix + item.name
                 if exclude and _excluded(path, item.name, exclude):
                     continue
-                if top and len(path) > _LONGEST:
+                if top and (len(path) > _LONGEST or path.count(b"/") > _DEEPEST):
                     if skipped is not None:
-                        skipped(path, "something whose path is too long")
+                        long = len(path) > _LONGEST
+                        skipped(
+                            path, f"something {'whose path is too long' if long else 'that lies too deep'}"
+                        )
                     continue
                 try:
                     status = item.stat(follow_symlinks=False)

@@ -48,13 +48,15 @@ def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]
             present = winners.get(entry.path)
             if present is None or (own, digest) < (present.stamp, present.digest):
                 winners[entry.path] = Winner(own, digest, entry, *held)
-    return {path: winner for path, winner in winners.items() if _reachable(path, winners)}
+    return _reachable(winners)
 
 
-def _reachable(path: bytes, winners: dict[bytes, Winner]) -> bool:
-    while parent := path.rpartition(b"/")[0]:
-        above = winners.get(parent)
-        if above is None or not isinstance(above.entry, Directory):
-            return False
-        path = parent
-    return True
+def _reachable(winners: dict[bytes, Winner]) -> dict[bytes, Winner]:
+    """Those below nothing but directories, in the order of their paths: what a path lies in comes before it."""
+    reached: dict[bytes, Winner] = {}
+    for path, winner in sorted(winners.items(), key=lambda each: each[0]):
+        parent = path.rpartition(b"/")[0]
+        above = reached.get(parent)
+        if not parent or (above is not None and isinstance(above.entry, Directory)):
+            reached[path] = winner
+    return reached
