@@ -58,6 +58,14 @@ def test_a_tag_that_is_not_there_ends_with_3_and_names_those_that_are(
     )
 
 
+def test_a_long_tag_is_a_word_of_its_own(packhorse: Packhorse, root_path: Path) -> None:
+    for tag in ("main", "t" * 64):
+        _push(packhorse, root_path, "content", "--tag", tag)
+    lines = packhorse("snapshots").stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["TAG", "t" * 64, "main"]
+    assert len({line.index("packages") for line in lines[1:]}) == 1
+
+
 def test_they_are_listed_newest_first_with_what_they_hold(
     packhorse: Packhorse, root_path: Path, tmp_path: Path
 ) -> None:

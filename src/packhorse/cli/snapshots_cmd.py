@@ -52,12 +52,13 @@ def command(number: int) -> None:
             tags.require_tag(setup.store, chosen)
         console.result({"snapshots": []}, f"There are no snapshots in {setup.store.url}.")
         return
-    lines = [f"{'SNAPSHOT':14}{'TAG':12}{'TIME (UTC)':21}{'PART':10}{'FILES':>9}{'SIZE':>10}  MADE FOR"]
+    width = max(10, *(len(str(row["tag"])) for row in rows)) + 2
+    lines = [f"{'SNAPSHOT':14}{'TAG':{width}}{'TIME (UTC)':21}{'PART':10}{'FILES':>9}{'SIZE':>10}  MADE FOR"]
     for row in rows:
         notes = "(cut short)" if row["partial"] else "" if row["snapshot"] else "(entry is corrupt)"
         made_for = " ".join(filter(None, (str(row["soabi"]), notes)))
         lines.append(
-            f"{str(row['snapshot'])[:12]:14}{row['tag']:12}{str(row['time'])[:19].replace('T', ' '):21}"
+            f"{str(row['snapshot'])[:12]:14}{row['tag']:{width}}{str(row['time'])[:19].replace('T', ' '):21}"
             f"{row['part']:10}{row['files']:>9,}{console.megabytes(int(str(row['bytes']))):>10}  {made_for}"
         )
     console.result({"snapshots": rows}, "\n".join(line.rstrip() for line in lines))
