@@ -196,6 +196,14 @@ def test_a_tag_is_its_newest_packages_and_wins_over_an_id_that_looks_alike(
     assert _json(packhorse, "diff", "main", first[:9])["paths"] == []
 
 
+def test_the_longest_tag_is_found(packhorse: Packhorse, root_path: Path) -> None:
+    packhorse("status")
+    (root_path / "packages/file").write_text("one")
+    for tag in ("t" * 64, "0" * 64):
+        pushed = _json(packhorse, "push", "--tag", tag)["snapshot"]
+        assert _json(packhorse, "diff", tag)["a"]["snapshot"] == pushed
+
+
 @pytest.mark.parametrize("name", ["nosuchtag", "1234567", "123456789a", "../x", "f" * 64])
 def test_what_does_not_exist_ends_with_3(packhorse: Packhorse, name: str) -> None:
     facts = _json(packhorse, "diff", name, code=3)

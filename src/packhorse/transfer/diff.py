@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 from packaging.utils import canonicalize_name
 
+from packhorse.config import TAG
 from packhorse.errors import MEND, IntegrityError, NoSuchSnapshotError
 from packhorse.progress import Progress
 from packhorse.root import SHARED
@@ -166,7 +167,7 @@ def diff(setup: Setup, first: str, second: str, progress: Progress) -> Differenc
 
 def _named(store: Store, name: str) -> SnapshotFacts:
     """A tag's snapshot, or the one with this id. A tag comes first: its name was chosen, an id's digits were not."""
-    if len(name) < 64 and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if re.fullmatch(TAG, name):
         entries = tags.read_tag(store, name)
         if entries:
             packages = next((entry for entry in entries if entry.part == "packages"), None)
