@@ -99,7 +99,14 @@ def test_on_a_server_the_store_s_own_clock_counts(
 
 
 @pytest.mark.parametrize(
-    "words", [("--keep", "0"), ("--keep-within", "soon"), ("--keep-within", "0d"), ("--live-share", "2")]
+    "words",
+    [
+        ("--keep", "0"),
+        ("--keep-within", "soon"),
+        ("--keep-within", "0d"),
+        ("--live-share", "2"),
+        ("--live-share", "nan"),
+    ],
 )
 def test_what_cannot_be_meant_is_refused(packhorse: Packhorse, words: tuple[str, ...]) -> None:
     refused = packhorse("prune", *words)

@@ -101,8 +101,9 @@ def test_what_the_store_costs_is_told(packhorse: Packhorse, filled: Path, tmp_pa
     assert "$0.40 a month" in packhorse("status", "--price", "100").stdout
 
 
-def test_a_price_below_nothing_is_refused(packhorse: Packhorse) -> None:
-    refused = packhorse("status", "--price", "-1")
+@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+def test_a_price_that_is_none_is_refused(packhorse: Packhorse, price: str) -> None:
+    refused = packhorse("status", "--price", price)
     assert refused.returncode == 2
     assert "--price" in refused.stderr
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     "--rounds", type=click.IntRange(1, 100), default=1, show_default=True, help="How often each step is run."
 )
 @click.option("--no-install", is_flag=True, help="Leave out both installations.")
-@click.option("--gpu-price", type=click.FloatRange(0), help="US dollars for an hour of this worker.")
+@click.option("--gpu-price", type=console.Finite(0), help="US dollars for an hour of this worker.")
 @click.option(
     "--egress-price",
-    type=click.FloatRange(0),
+    type=console.Finite(0),
     help="US dollars for a GB out of the store; by default traffic costs nothing.",
 )
 @console.shared_options

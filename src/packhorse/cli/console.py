@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import sys
 import time
@@ -60,6 +61,17 @@ def shared_options(function: F) -> F:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+class Finite(click.FloatRange):
+    """A number of a range, and one to count with: click takes `nan` for one that lies in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def without_places(command: click.Command) -> click.Command:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--live-share",
-    type=click.FloatRange(0, 1),
+    type=console.Finite(0, 1),
     default=0.5,
     show_default=True,
     help="Repack packs of which a smaller part is in use.",

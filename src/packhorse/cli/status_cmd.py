@@ -15,7 +15,7 @@ from packhorse.cli import console, context
 @click.command("status")
 @click.option(
     "--price",
-    type=click.FloatRange(0),
+    type=console.Finite(0),
     help="US dollars for a GB and month, where the provider's list price is not right.",
 )
 @console.shared_options
