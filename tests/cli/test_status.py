@@ -108,6 +108,34 @@ def test_a_price_that_is_none_is_refused(packhorse: Packhorse, price: str) -> No
     assert "--price" in refused.stderr
 
 
+def test_the_price_is_that_of_the_endpoint_which_is_asked(
+    packhorse: Packhorse, filled: Path, seaweedfs: S3Server
+) -> None:
+    assert filled
+    provider = "https://s3.us-west-004.backblazeb2.com"
+    assert _status(packhorse, env={"AWS_ENDPOINT_URL": provider})["store"]["provider"] is None
+    env = {**seaweedfs.environ(), "PACKHORSE_STORAGE_URL": f"s3://{seaweedfs.new_bucket()}"}
+    env |= {"AWS_ENDPOINT_URL_S3": seaweedfs.endpoint, "AWS_ENDPOINT_URL": provider}
+    store = _status(packhorse, env=env)["store"]
+    assert (store["objects"], store["provider"]) == (0, None)
+
+
+def test_packages_that_the_tag_has_none_of_make_the_root_differ(
+    packhorse: Packhorse, root_path: Path
+) -> None:
+    packhorse("status")
+    (root_path / "models/file").write_text("a model")
+    packhorse("push")
+    env = {"PACKHORSE_ROOT": str(root_path.with_name("other"))}
+    packhorse("pull", env=env)
+    assert _status(packhorse, env=env)["store"]["tag"]["equal"]
+    (root_path.with_name("other") / "packages/module.py").write_text("x = 1")
+    tag = _status(packhorse, env=env)["store"]["tag"]
+    assert (tag["equal"], tag["packages_equal"]) == (False, False)
+    packhorse("push", env=env)
+    assert _status(packhorse, env=env)["store"]["tag"]["equal"]
+
+
 def test_a_store_out_of_reach_is_a_fact_too(packhorse: Packhorse, filled: Path, seaweedfs: S3Server) -> None:
     env = {"PACKHORSE_STORAGE_URL": "s3://no-such-bucket", "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint}
     for credentials, said in (({}, "no credentials"), (seaweedfs.environ(), "does not exist")):

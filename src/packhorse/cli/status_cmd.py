@@ -78,10 +78,11 @@ def _lock(setup: Any) -> dict[str, str] | None:
 def _store(setup: Any, price: float | None) -> dict[str, Any]:
     """The store's side; a store that cannot be reached is a fact too."""
     from packhorse.errors import ConfigError, IntegrityError, NoSuchSnapshotError, StorageError
-    from packhorse.store import prices
+    from packhorse.store import credentials, prices
     from packhorse.transfer.compare import compare
 
-    facts: dict[str, Any] = {"url": setup.config.storage.url}
+    storage = setup.config.storage
+    facts: dict[str, Any] = {"url": storage.url}
     try:
         listing = setup.store.list("")
         facts["objects"], facts["bytes"] = len(listing), sum(item.size for item in listing)
@@ -93,7 +94,7 @@ def _store(setup: Any, price: float | None) -> dict[str, Any]:
     except (StorageError, IntegrityError) as error:
         facts["error"] = str(error)
         return facts
-    listed = prices.price_of(setup.config.storage, setup.environ.get("AWS_ENDPOINT_URL", ""))
+    listed = prices.price_of(storage, credentials.endpoint_of(storage, setup.environ))
     dollars = price if price is not None else listed.dollars if listed else None
     facts["provider"] = listed.provider if listed else None
     facts["dollars_gb_month"] = dollars

@@ -17,6 +17,7 @@ from packhorse.errors import StorageError
 
 ANSWER = 60
 """Seconds within which an answer begins, and goes on."""
+_S3 = ("s3", "s3a")
 SENDING = 300
 """Seconds that an object may take to be sent, for which nothing comes back: see docs/design/013."""
 
@@ -49,12 +50,10 @@ def options(storage: Storage, environ: Mapping[str, str]) -> Options:
         "timeout": "600s",
         "user_agent": "packhorse",
     }
-    endpoint = (
-        storage.endpoint or environ.get("AWS_ENDPOINT_URL_S3", "") or environ.get("AWS_ENDPOINT_URL", "")
-    )
+    endpoint = endpoint_of(storage, environ)
     if endpoint.startswith("http://"):
         client["allow_http"] = True
-    if urlsplit(storage.url).scheme not in ("s3", "s3a"):
+    if urlsplit(storage.url).scheme not in _S3:
         return Options({"endpoint": storage.endpoint} if storage.endpoint else {}, client)
     found = _keys(environ)
     usual_region = found.pop("region", "us-east-1")
@@ -73,6 +72,13 @@ def options(storage: Storage, environ: Mapping[str, str]) -> Options:
             "B2_APPLICATION_KEY work).",
         )
     return Options(config, client)
+
+
+def endpoint_of(storage: Storage, environ: Mapping[str, str]) -> str:
+    """The address of the service that `storage` is asked for; "" for the one that belongs to its scheme."""
+    if storage.endpoint or urlsplit(storage.url).scheme not in _S3:
+        return storage.endpoint
+    return environ.get("AWS_ENDPOINT_URL_S3", "") or environ.get("AWS_ENDPOINT_URL", "")
 
 
 def _unchangeable(endpoint: str) -> bool:
