@@ -46,9 +46,12 @@ def compare(setup: Setup) -> Comparison:
     state = setup.root.state()
     partial = state.state == "partial"
     packages_equal = state.manifest == target.snapshot.packages and not partial
-    if packages_equal and state.manifest:
-        packages_equal = local.equals(
-            local.packages(), local.manifest(setup.store, state.manifest, "packages")
+    if packages_equal:
+        packages = local.packages()
+        packages_equal = (
+            local.equals(packages, local.manifest(setup.store, state.manifest, "packages"))
+            if state.manifest
+            else not packages
         )
     found = scan(local.base, [name.encode() for name in SHARED], exclude=setup.config.run.exclude)
     found = arriving.without(setup.root, found)
