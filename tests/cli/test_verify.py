@@ -114,7 +114,7 @@ def test_who_changed_a_shared_file_is_told_that_a_pull_leaves_it(packhorse: Pack
     assert "models/" not in packhorse("verify").stderr
     (pushed / "models/large").write_text("mine")
     assert (
-        "Changed files of models/, deps/ and pip/ stay, unless you remove them first."
+        "Changed files of models/, deps/ and pip/ stay: save them with `packhorse push`, or remove them first."
         in packhorse("verify").stderr
     )
     assert packhorse("pull").returncode == 0

@@ -41,7 +41,7 @@ def command(imports: bool) -> None:
             f"{setup.root.path} is not what {what} says: {counts}.",
             "`packhorse pull` brings back what the snapshot holds."
             + (
-                " Changed files of models/, deps/ and pip/ stay, unless you remove them first."
+                " Changed files of models/, deps/ and pip/ stay: save them with `packhorse push`, or remove them first."
                 if yours
                 else ""
             ),
