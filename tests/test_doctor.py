@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import Packhorse
+from tests.conftest import Packhorse, unprivileged
 
 from packhorse.root import Root, State
 
@@ -143,6 +144,42 @@ def test_a_root_and_a_store_on_the_os_disk_are_told(
     same = root_path.stat().st_dev == Path("/").stat().st_dev
     assert (f"The root {root_path} lies on the OS disk." in told) == same
     assert any(f"The store {tmp_path / 'store'} lies on the OS disk" in what for what in told) == same
+
+
+def test_a_store_behind_a_directory_that_may_not_be_entered_is_a_problem_among_the_others(
+    packhorse: Packhorse, where: dict[str, str], root_path: Path, tmp_path: Path
+) -> None:
+    (root_path / "packages" / "foo-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "closed").mkdir(mode=0)
+    done = subprocess.run(
+        [*unprivileged(), *packhorse.command, "doctor", "--json"],
+        env={**packhorse.environ, **where, "PACKHORSE_STORAGE_URL": str(tmp_path / "closed/below/store")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    problems = {each["check"] for each in json.loads(done.stdout)["findings"] if each["level"] == "problem"}
+    assert problems - {"disks"} == {"leftovers", "store"}
+
+
+@pytest.mark.namespaces
+@pytest.mark.parametrize("command", ["doctor", "verify", "status"])
+def test_a_root_that_is_mounted_read_only_can_be_looked_at(
+    packhorse: Packhorse, where: dict[str, str], root_path: Path, command: str
+) -> None:
+    Root.open(root_path)
+    (root_path / "models/file").write_text("a model")
+    assert packhorse("push", env=where).returncode == 0
+    mount = 'mount --bind "$PACKHORSE_ROOT" "$PACKHORSE_ROOT" && mount -o remount,ro,bind "$PACKHORSE_ROOT" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", *packhorse.command, command, "--json"],
+        env={**packhorse.environ, **where},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "error" not in json.loads(done.stdout), done.stderr
 
 
 def test_a_store_that_cannot_be_reached_is_a_problem(packhorse: Packhorse, where: dict[str, str]) -> None:

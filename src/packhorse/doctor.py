@@ -38,7 +38,7 @@ class Diagnosis(msgspec.Struct):
 def diagnose(setup: Setup, progress: Progress, *, digests: bool = False) -> Diagnosis:
     """Look at everything; `digests` also reads every file of the packages. Raises ConfigError."""
     root = setup.root
-    in_use = root.use_packages()  # no exchange while they are read
+    in_use = root.use_packages(reading=True)  # no exchange while they are read
     try:
         search = {**setup.environ, "PATH": _worker_path(root, setup.environ)}
         findings = disk_check.check(root.packages, search, progress, digests=digests)
@@ -134,7 +134,7 @@ def _disks(setup: Setup) -> Iterator[Finding]:
         )
     directory = setup.config.storage.directory
     if directory is not None:
-        existing = next(parent for parent in (directory, *directory.parents) if parent.exists())
+        existing = next(parent for parent in (directory, *directory.parents) if os.path.exists(parent))
         if existing.stat().st_dev == Path("/").stat().st_dev:
             yield Finding(
                 "disks",

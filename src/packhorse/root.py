@@ -7,6 +7,7 @@ after a crash finds the old environment or the new one. Knows neither stores nor
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -154,12 +155,18 @@ class Root:
         `writing`, which a pull holds as long as it takes."""
         return atomic.locked(self.private / "record.lock")
 
-    def use_packages(self) -> int:
+    def use_packages(self, *, reading: bool = False) -> int:
         """A descriptor whose shared lock keeps `packages/` from being exchanged; close it to let go.
 
-        A child that inherits it goes on holding the lock when its parent is killed.
+        A child that inherits it goes on holding the lock when its parent is killed. Who is only `reading` can also
+        use a root that is mounted read-only.
         """
-        descriptor = self._packages_lock()
+        try:
+            descriptor = self._packages_lock()
+        except OSError as error:
+            if not reading or error.errno != errno.EROFS:
+                raise
+            descriptor = os.open(self.private / "packages.lock", os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return descriptor
 

@@ -121,7 +121,7 @@ def verify(setup: Setup, progress: Progress) -> Verification:
             "Run `packhorse push` first.",
         )
     local = Local(setup.root)
-    lock = setup.root.use_packages()
+    lock = setup.root.use_packages(reading=True)
     try:
         found = Verification(snapshot=state.snapshot)
         if state.manifest:
