@@ -130,9 +130,10 @@ def test_every_unit_is_taken(packhorse: Packhorse, time: str) -> None:
     assert _json(packhorse, "prune", "--keep-within", time)["forgotten"] == 0
 
 
-def test_an_empty_store_is_no_failure(packhorse: Packhorse) -> None:
+def test_an_empty_store_is_no_failure(packhorse: Packhorse, tmp_path: Path) -> None:
     assert _json(packhorse, "prune", "--keep", "1")["kept"] == 0
     assert _json(packhorse, "prune", "--keep", "1", "--tag", "other")["kept"] == 0
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_tag_that_is_not_there_is_told_and_nothing_is_changed(

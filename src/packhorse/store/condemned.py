@@ -40,8 +40,9 @@ class Marks(dict[str, int]):
 
 
 def marks(store: Store, *, clock: bool = False) -> Marks:
-    """What is condemned. With `clock` also the store's time, for which an empty object is written."""
-    if clock:
+    """What is condemned. With `clock` also the store's time, for which an empty object is written; not into a directory that
+    is not there, so that a slip in its name makes no store."""
+    if clock and store.is_there:
         store.put(CLOCK, b"")
     found = Marks()
     for item in store.list("condemned/"):

@@ -107,7 +107,7 @@ class Store:
         self._directory = storage.directory
         self._large = Sending()
         self._options = credentials.options(storage, environ)
-        if self._directory is None or _is_there(self._directory):
+        if self.is_there:
             _ = self._sending, self._objects  # what cannot be opened is told now
 
     def _client(self, **options: Any) -> Any:
@@ -121,6 +121,11 @@ class Store:
                 f"The store {self.url} cannot be opened: {str(error).splitlines()[0]}.",
                 f"Check storage.url and storage.endpoint{credentials.ALSO.get(urlsplit(self.url).scheme, '')}.",
             ) from error
+
+    @property
+    def is_there(self) -> bool:
+        """False for a directory that no push has created yet."""
+        return self._directory is None or _is_there(self._directory)
 
     @cached_property
     def _sending(self) -> Any:
@@ -260,7 +265,7 @@ class Store:
 
     def list(self, prefix: str) -> list[Listed]:
         """Every object below `prefix` (a directory), by key. Raises StorageError."""
-        if self._directory is not None and not _is_there(self._directory):
+        if not self.is_there:
             return []
 
         async def ask(again: bool, heard: Callable[[], None]) -> list[Listed]:
