@@ -110,6 +110,8 @@ def test_a_snapshot_is_found_by_the_beginning_of_its_id(store: Store) -> None:
         assert tags.read_snapshot(store, snapshot.id[:8].upper()) == snapshot
     twin = snapshots[0].id[:20] + "0" * 44
     store.put(f"snapshots/{twin}", b"")
+    store.put(f"snapshots/{snapshots[1].id}.bak", b"")
+    assert tags.read_snapshot(store, snapshots[1].id[:8]) == snapshots[1]
     for wrong in (
         snapshots[0].id[:10],
         "0123456789",

@@ -245,8 +245,8 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
             f"`packhorse snapshots` lists them.{tag}",
         )
     if len(snapshot) < 64:
-        ids = {item.key.rpartition("/")[2] for item in store.list("snapshots/")}
-        fitting = [identity for identity in ids if identity.startswith(snapshot)]
+        ids = (item.key.removeprefix("snapshots/") for item in store.list("snapshots/"))
+        fitting = [each for each in ids if each.startswith(snapshot) and documents.is_digest(each)]
         if len(fitting) != 1:
             many = f"{len(fitting)} snapshots begin" if fitting else "No snapshot begins"
             raise NoSuchSnapshotError(f"{many} with {snapshot}.", "`packhorse snapshots` lists them.")
