@@ -111,6 +111,10 @@ def test_a_working_directory_where_nothing_may_be_written_is_named(
     assert f"Nothing can be written into {mine}: Permission denied." in done.stderr
 
 
+def test_the_way_into_a_directory_can_be_pasted_into_a_shell(packhorse: Packhorse) -> None:
+    assert "\n  cd 'new place'\n" in packhorse("init", "--directory", "new place").stdout
+
+
 def test_a_link_to_nowhere_is_a_file_that_is_there(packhorse: Packhorse, tmp_path: Path) -> None:
     (tmp_path / "packhorse.toml").symlink_to("/nonexistent")
     assert packhorse("init").returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -71,7 +72,7 @@ def command(flags: dict[str, object], template: str, directory: Path, force: boo
             "Choose another place with --directory.",
         ) from error
     written = [str(target) for target in targets]
-    where = "" if directory == Path() else f"  cd {directory}\n"
+    where = "" if directory == Path() else f"  cd {shlex.quote(str(directory))}\n"
     console.result(
         {"template": template, "files": written}, f"Wrote {', '.join(written)}.\n{where}{_NEXT[template]}"
     )
