@@ -146,6 +146,18 @@ def test_verify_names_the_holes_and_finds_a_wrong_byte_beside_them(
 
 
 @rebooted
+def test_diff_takes_holes_for_what_they_stand_for(
+    first: Worker, sparse: Worker, packhorse: Packhorse, reboot: bool
+) -> None:
+    assert first.root
+    if reboot:
+        another_boot(sparse.path)
+    done = packhorse("diff", "main", "--json", "--root", sparse.path, "--store", sparse.storage.url)
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout)["paths"] == []
+
+
+@rebooted
 def test_an_unchanged_push_sends_nothing_and_keeps_the_snapshot(
     first: Worker, sparse: Worker, reboot: bool
 ) -> None:

@@ -23,6 +23,7 @@ from packhorse.progress import Progress
 from packhorse.root import SHARED
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.holes import cold
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, triples
 from packhorse.snapshot.scan import Found, readable, scan
 from packhorse.snapshot.writer import Placed, placed_by
@@ -248,9 +249,21 @@ def _root(setup: Setup, progress: Progress) -> _Content:
     local = Local(root)
     side = Side(str(root.path), "", state.soabi, state.platform)
 
+    # What packages/ lacks is taken for what the manifest has there.
+    manifest = local.cached(state.manifest, "packages") if local.holes else None
+    sparse = union([("", state.manifest, manifest)]) if manifest else {}
+    holes = (
+        {number: manifest.frames[number].digest for number in cold(manifest, state.gpus)} if manifest else {}
+    )
+
     def item_of(found: Found, prefix: bytes) -> _Item:
+        winner = sparse.get(found.path) if prefix else None
         # What cannot be read, or changes while it is, differs from everything.
-        content = local.content(found, prefix)
+        content = (
+            local.content(found, prefix, expected=winner.content, like=winner.file, holes=holes)
+            if winner
+            else local.content(found, prefix)
+        )
         size = found.signature.size if found.kind == "file" else 0
         progress.advance(found.signature.size)
         return _Item(b"unreadable" if content is None else content, found.mode, size, found.signature.mtime)
