@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from tests.conftest import Packhorse
 
+from packhorse.snapshot.contents import content_on_disk
+from packhorse.snapshot.index import Index
+from packhorse.snapshot.scan import look
+
 
 @pytest.fixture
 def environ(environ: dict[str, str], root_path: Path, tmp_path: Path) -> dict[str, str]:
@@ -84,6 +88,24 @@ def test_a_wrong_byte_under_an_unchanged_time_is_corrupt_and_a_pull_brings_it_ba
     assert f"corrupt: {directory}/{name}\n" in _verify(packhorse, 4)
     assert packhorse("pull").returncode == 0
     assert file.read_bytes() == before
+    _verify(packhorse, 0)
+
+
+def test_a_pull_brings_back_what_the_disk_lost_without_a_trace(packhorse: Packhorse, pushed: Path) -> None:
+    """No write of ours, and so no time of change: the index vouches for it until it was read."""
+    files = [pushed / name for name in ("packages/large", "packages/small", "models/large")]
+    index, base = Index(pushed / ".packhorse/index"), os.fsencode(pushed)
+    for file in files:
+        path = os.fsencode(file.relative_to(pushed))
+        content = content_on_disk(os.fsencode(file), file.stat().st_size)
+        _spoil(file)
+        item = look(base, path)
+        assert item is not None
+        index.restored(path, item.signature, (content, item.mode))
+    index.save()
+    assert "already holds this" in packhorse("pull").stdout
+    assert "corrupt: models/large" in _verify(packhorse, 4)
+    packhorse("pull")
     _verify(packhorse, 0)
 
 

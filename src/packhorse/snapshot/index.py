@@ -149,6 +149,12 @@ class Index:
         those. So it can be trusted at once."""
         self.add(path, signature, content, seen=signature.ctime + RACE + 1)
 
+    def distrust(self, path: bytes) -> None:
+        """Vouch no more for the bytes of `path`: the disk has others under the same signature."""
+        packed = self._files.get(path)
+        if packed is not None:
+            self._files[path] = self._changed[path] = _Record.of(packed)._replace(seen=0).packed()
+
     def coming(self, path: bytes, content: Content) -> None:
         """Remember that `path` is about to be restored: old and new content count as restored until that is done."""
         contents = tuple(dict.fromkeys((*self._head.coming.get(path, ()), content)))

@@ -1,7 +1,9 @@
-"""Compare a root with what a tag points to, and its files with their digests; changes nothing."""
+"""Compare a root with what a tag points to, and its files with their digests; changes nothing, but that the index vouches no
+more for what is corrupt."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from packhorse.snapshot.manifest import PERMISSIONS, Directory, File, Symlink
 from packhorse.snapshot.scan import readable, scan, signature_of
 from packhorse.transfer import arriving
 from packhorse.transfer.local import PACKAGES, Local, source_of
-from packhorse.transfer.merge import changed_paths, plan
+from packhorse.transfer.merge import changed_paths, mended_by_pull, plan
 from packhorse.transfer.pull import find
 from packhorse.transfer.setup import Setup
 from packhorse.transfer.union import Winner, union
@@ -121,6 +123,7 @@ def verify(setup: Setup, progress: Progress) -> Verification:
             "Run `packhorse push` first.",
         )
     local = Local(setup.root)
+    corrupt: list[bytes] = []
     lock = setup.root.use_packages(reading=True)
     try:
         found = Verification(snapshot=state.snapshot)
@@ -133,7 +136,7 @@ def verify(setup: Setup, progress: Progress) -> Verification:
             found.holes = [readable(PACKAGES + path) for path in lacking]
             found.hole_bytes = sum(lacking.values())
             digests = {number: manifest.frames[number].digest for number in numbers}
-            _check(setup.root.packages, "packages/", winners, found, progress, digests)
+            corrupt = _check(setup.root.packages, "packages/", winners, found, progress, digests)
             found.added = [
                 readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
             ]
@@ -143,7 +146,16 @@ def verify(setup: Setup, progress: Progress) -> Verification:
         )
         sizes = (winner.entry.size for winner in winners.values() if isinstance(winner.entry, File))
         progress.stage("checking shared files", sum(sizes))
-        _check(setup.root.path, "", winners, found, progress)
+        corrupt += [
+            path
+            for path in _check(setup.root.path, "", winners, found, progress)
+            if mended_by_pull(winners[path])
+        ]
+        if corrupt:
+            for path in corrupt:
+                local.index.distrust(path)
+            with contextlib.suppress(OSError):  # a disk that is bad, full or read-only
+                local.index.save()
     finally:
         os.close(lock)
     return found
@@ -156,7 +168,9 @@ def _check(
     found: Verification,
     progress: Progress,
     holes: Mapping[int, bytes] | None = None,
-) -> None:
+) -> list[bytes]:
+    """Check what counts for each path; returns the paths of what is corrupt, relative to the root."""
+    corrupt: list[bytes] = []
     for entry_path, winner in winners.items():
         path, name = os.path.join(os.fsencode(base), entry_path), prefix + readable(entry_path)
         is_directory = isinstance(winner.entry, Directory)
@@ -168,12 +182,16 @@ def _check(
             elif isinstance(winner.entry, Symlink):
                 as_it_was = stat.S_ISLNK(status.st_mode) and os.readlink(path) == winner.content
             else:
+                before = len(found.corrupt)
                 as_it_was = _check_file(path, name, winner, status, found, holes)
+                if len(found.corrupt) > before:
+                    corrupt.append(prefix.encode() + entry_path)
                 progress.advance(status.st_size)
             if not as_it_was:
                 found.changed.append(name)
         except (FileNotFoundError, NotADirectoryError):
             found.missing.append(name)
+    return corrupt
 
 
 def _check_file(

@@ -52,9 +52,7 @@ def standing(local: Local, item: Found, winner: Winner, until: float | None = No
         return Standing.OLDER if _unchanged_below(local, item.path) else Standing.CHANGED
     if local.index.synced(item.path, (content, item.mode)):
         return Standing.OLDER_MODE if content == winner.content else Standing.OLDER
-    # To the nanosecond: nobody wrote here since it was restored. Whole seconds prove nothing, since some file systems
-    # know no others.
-    untouched = item.signature.mtime == winner.mtime and bool(winner.mtime % _SECOND)
+    untouched = item.signature.mtime == winner.mtime and mended_by_pull(winner)
     if (
         item.kind == "file"
         and isinstance(winner.entry, (File, Hardlink))
@@ -63,6 +61,15 @@ def standing(local: Local, item: Found, winner: Winner, until: float | None = No
     ):
         return Standing.DAMAGED
     return Standing.CHANGED
+
+
+def mended_by_pull(winner: Winner) -> bool:
+    """Whether a file with the winner's time and other bytes is damaged, and none that changed here.
+
+    To the nanosecond: nobody wrote here since it was restored. Whole seconds prove nothing, since some file systems
+    know no others.
+    """
+    return bool(winner.mtime % _SECOND)
 
 
 def _unchanged_below(local: Local, path: bytes) -> bool:
