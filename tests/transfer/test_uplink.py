@@ -108,7 +108,7 @@ def test_packs_at_a_time_follow_the_line_and_the_memory_or_are_pinned(
             sink(f"{number}", [os.urandom(MIB)])
         sink.finish()
     assert max(store.at_once) == most
-    assert store.at_once[-1] == last
+    assert max(store.at_once[-3:]) == last  # the very last one may come after the others
     assert sink.bytes == 12 * MIB
     assert len(Store(Storage(url=url, endpoint=seaweedfs.endpoint), seaweedfs.environ()).list("packs/")) == 12
 
