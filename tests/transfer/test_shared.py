@@ -15,9 +15,7 @@ from tests.conftest import unprivileged
 from tests.transfer.conftest import NewWorker
 from tests.transfer.workers import LONG_AGO, Worker, persistent
 
-from packhorse.snapshot.manifest import Directory, Manifest
 from packhorse.store import tags
-from packhorse.transfer.union import union
 
 
 @pytest.fixture
@@ -42,11 +40,6 @@ def test_the_newest_of_each_path_counts(pair: tuple[Worker, Worker], new_worker:
     third.pull()
     assert third.names() == ["a", "dir/b", "from first", "from second"]
     assert third.read("models/a") == "version 2"
-
-
-def test_what_lies_deeper_than_python_goes_counts() -> None:
-    deep = [Directory(b"/".join([b"models", *[b"d"] * depth]), 0o755, 0) for depth in range(2000)]
-    assert len(union([("stamp", "digest", Manifest(kind="shared", entries=deep))])) == 2000
 
 
 def test_a_save_does_not_undo_what_another_worker_saved_meanwhile(pair: tuple[Worker, Worker]) -> None:
