@@ -85,9 +85,8 @@ def _let_answers_end() -> None:
     """
     deadline = time.monotonic() + 0.5
     while True:
-        time.sleep(
-            0.005
-        )  # also lets those through that have not got as far as a frame, with an answer nobody needs now
+        # Lets those through, too, that have not got as far as a frame, with an answer that nobody needs now.
+        time.sleep(0.005)
         known = {thread.ident for thread in threading.enumerate()}
         if sys._current_frames().keys() <= known or time.monotonic() >= deadline:
             return
