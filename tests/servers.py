@@ -54,6 +54,14 @@ class S3Server:
             "AWS_REGION": self.region,
         }
 
+    def storing(self, url: str) -> dict[str, str]:
+        """What has packhorse keep its snapshots at `url` of this server."""
+        return {
+            **self.environ(),
+            "PACKHORSE_STORAGE_URL": url,
+            "PACKHORSE_STORAGE_ENDPOINT": self.endpoint,
+        }
+
     def new_bucket(self) -> str:
         """The name of a bucket that this call created."""
         bucket = f"bucket-{secrets.token_hex(4)}"

@@ -25,9 +25,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "runpod-worker"
 @pytest.fixture
 def settings(seaweedfs: S3Server, root_path: Path) -> dict[str, str]:
     return {
-        **seaweedfs.environ(),
-        "PACKHORSE_STORAGE_URL": f"s3://{seaweedfs.new_bucket()}/numbers-worker",
-        "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint,
+        **seaweedfs.storing(f"s3://{seaweedfs.new_bucket()}/numbers-worker"),
         "PACKHORSE_ROOT": str(root_path),
     }
 

@@ -297,6 +297,8 @@ def interpreter(value: object, place: Place) -> str:
 # --- packages ---
 
 
+VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+"""Stands in a requirement for the value of an environment variable, as pip puts it in."""
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _RELEASE = r"[0-9]+(?:\.[0-9]+)*"
 _CLAUSE = rf" ?(?:(?:[<>]=?|[=!]=) ?{_RELEASE}|== ?{_RELEASE}\+[a-z0-9]+)"
@@ -312,7 +314,7 @@ def requirement(value: object, place: Place) -> str:
     _refuse_credentials(text, place)
     if not re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\]\s*)?([<>=!~(@;]|$)", text):
         place.refuse(expected, value, "Options and paths belong in a requirements file.")
-    if not re.fullmatch(_PLAIN, re.sub(" +", " ", text)) and not re.search(r"\$\{[A-Z0-9_]+\}", text):
+    if not re.fullmatch(_PLAIN, re.sub(" +", " ", text)) and not VARIABLE.search(text):
         from packaging.requirements import InvalidRequirement, Requirement
 
         try:

@@ -84,11 +84,7 @@ def test_what_is_forgotten_can_be_deleted_two_days_later(
 def test_on_a_server_the_store_s_own_clock_counts(
     packhorse: Packhorse, root_path: Path, seaweedfs: S3Server
 ) -> None:
-    env = {
-        **seaweedfs.environ(),
-        "PACKHORSE_STORAGE_URL": f"s3://{seaweedfs.new_bucket()}/envs",
-        "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint,
-    }
+    env = seaweedfs.storing(f"s3://{seaweedfs.new_bucket()}/envs")
     _pushed(packhorse, root_path, 3, env=env)
     done = _json(packhorse, "prune", "--keep-within", "30d", env=env)
     assert (done["kept"], done["forgotten"]) == (3, 0)

@@ -48,10 +48,8 @@ def environ(
     )
     return {
         **index.environ(environ),
-        **seaweedfs.environ(),
+        **seaweedfs.storing(store.url),
         "PACKHORSE_ROOT": str(root_path),
-        "PACKHORSE_STORAGE_URL": store.url,
-        "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint,
     }
 
 

@@ -178,12 +178,7 @@ def test_a_tag_without_a_snapshot_fails_where_the_configuration_says_so(
 def test_an_environment_that_is_empty_although_the_store_was_asked_is_told(
     packhorse: Packhorse, seaweedfs: S3Server, tmp_path: Path
 ) -> None:
-    env = {
-        **seaweedfs.environ(),
-        "PACKHORSE_STORAGE_URL": f"s3://{seaweedfs.new_bucket()}",
-        "PACKHORSE_STORAGE_ENDPOINT": seaweedfs.endpoint,
-    }
-    done = packhorse("run", "--", "true", env=env)
+    done = packhorse("run", "--", "true", env=seaweedfs.storing(f"s3://{seaweedfs.new_bucket()}"))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("so the environment is empty") == 1
 

@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
-    command = next((word for word in words if not word.startswith("-")), "")
+    command = _command_of(words)
     if command in _STORING:
         _end_when_interrupted()
     code = _outcome(words, command in _SUPERVISORS)
@@ -157,12 +157,16 @@ def _keep_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
 
 
+def _command_of(words: list[str]) -> str:
+    return next((word for word in words if not word.startswith("-")), "")
+
+
 def _path_of_help(error: click.ClickException, words: list[str]) -> str:
     """The command whose --help tells more; click knows none of an option without its value."""
     context: click.Context | None = getattr(error, "ctx", None)
     if context is not None:
         return context.command_path
-    command = next((word for word in words if not word.startswith("-")), "")
+    command = _command_of(words)
     return f"packhorse {command}" if command in COMMANDS else "packhorse"
 
 

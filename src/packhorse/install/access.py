@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from packhorse.config_values import VARIABLE
 from packhorse.errors import PackhorseError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ _WITH_USER = re.compile(r"https?://([^/?#\s]+)@([^/?#\s'\"]+)([^?#\s'\"@]*)")
 _INDEX = re.compile(r"(https?)://(?:[^/?#\s@]+@)?([^/?#\s'\"@]+)([^?#\s'\"]*)")
 _PATIENCE = 60.0
 """Seconds that a keyring has to answer."""
-_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 _IMPORTED = """\
 import json, keyring, sys
@@ -219,7 +219,7 @@ def access(
     indexes: dict[str, tuple[str, ...]] = {}
     of_uv = [value for name, value in environ.items() if name.startswith("UV_") and "INDEX" in name]
     given = (*settings.values(), *lines, *of_uv)
-    texts = [_VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text) for text in given]
+    texts = [VARIABLE.sub(lambda match: environ.get(match[1], match[0]), text) for text in given]
     for text in (*texts, lock):
         for user, netloc, path in _WITH_USER.findall(text):
             users.setdefault(netloc, {}).setdefault(path, user)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from packhorse.config_values import VARIABLE
 from packhorse.errors import ConfigError
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
@@ -23,7 +24,6 @@ _INCLUDE = re.compile(r"(?:(-r|-c)\s*|(--requirement|--constraint)(?:\s+|\s*=\s*
 _SOURCES = re.compile(
     r"(-i|-f|--(index-url|extra-index-url|find-links|no-index|trusted-host|no-binary|only-binary|pre|prefer-binary)\b)"
 )
-_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _LINKS = re.compile(r"(-f\s*|--find-links(?:\s+|\s*=\s*))(\S.*)")
 
@@ -158,7 +158,7 @@ def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> I
             if text:
                 yield Line(kind, text, path)
             continue
-        target = _VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], _unquoted(include[3]))
+        target = VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], _unquoted(include[3]))
         if "://" not in target:
             target = os.path.join(os.path.dirname(path), target)
         wanted = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind

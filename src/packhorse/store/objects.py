@@ -136,7 +136,7 @@ class Store:
         """A client for all else. Raises FileNotFoundError, as for an object, while there is no directory to read from:
         who reads creates none, so that a slip in its name makes no store."""
         if self._directory is not None:
-            if not _is_there(self._directory):
+            if not self.is_there:
                 raise FileNotFoundError(f"There is no directory {self._directory}.")
             return self._sending
         return self._client(client_options=self._options.client, retry_config=_RETRIES)

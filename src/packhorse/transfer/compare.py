@@ -136,7 +136,7 @@ def verify(setup: Setup, progress: Progress) -> Verification:
             found.holes = [readable(PACKAGES + path) for path in lacking]
             found.hole_bytes = sum(lacking.values())
             digests = {number: manifest.frames[number].digest for number in numbers}
-            corrupt = _check(setup.root.packages, "packages/", winners, found, progress, digests)
+            corrupt += _check(setup.root.packages, PACKAGES, winners, found, progress, digests)
             found.added = [
                 readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
             ]
@@ -146,11 +146,9 @@ def verify(setup: Setup, progress: Progress) -> Verification:
         )
         sizes = (winner.entry.size for winner in winners.values() if isinstance(winner.entry, File))
         progress.stage("checking shared files", sum(sizes))
-        corrupt += [
-            path
-            for path in _check(setup.root.path, "", winners, found, progress)
-            if mended_by_pull(winners[path])
-        ]
+        shared = _check(setup.root.path, b"", winners, found, progress)
+        found.corrupt = [readable(path) for path in (*corrupt, *shared)]
+        corrupt += [path for path in shared if mended_by_pull(winners[path])]
         if corrupt:
             for path in corrupt:
                 local.index.distrust(path)
@@ -163,7 +161,7 @@ def verify(setup: Setup, progress: Progress) -> Verification:
 
 def _check(
     base: os.PathLike[str],
-    prefix: str,
+    prefix: bytes,
     winners: Mapping[bytes, Winner],
     found: Verification,
     progress: Progress,
@@ -172,7 +170,7 @@ def _check(
     """Check what counts for each path; returns the paths of what is corrupt, relative to the root."""
     corrupt: list[bytes] = []
     for entry_path, winner in winners.items():
-        path, name = os.path.join(os.fsencode(base), entry_path), prefix + readable(entry_path)
+        path, relative = os.path.join(os.fsencode(base), entry_path), prefix + entry_path
         is_directory = isinstance(winner.entry, Directory)
         found.files += not is_directory
         try:
@@ -182,24 +180,22 @@ def _check(
             elif isinstance(winner.entry, Symlink):
                 as_it_was = stat.S_ISLNK(status.st_mode) and os.readlink(path) == winner.content
             else:
-                before = len(found.corrupt)
-                as_it_was = _check_file(path, name, winner, status, found, holes)
-                if len(found.corrupt) > before:
-                    corrupt.append(prefix.encode() + entry_path)
+                as_it_was = _check_file(path, relative, winner, status, found, corrupt, holes)
                 progress.advance(status.st_size)
             if not as_it_was:
-                found.changed.append(name)
+                found.changed.append(readable(relative))
         except (FileNotFoundError, NotADirectoryError):
-            found.missing.append(name)
+            found.missing.append(readable(relative))
     return corrupt
 
 
 def _check_file(
     path: bytes,
-    name: str,
+    relative: bytes,
     winner: Winner,
     status: os.stat_result,
     found: Verification,
+    corrupt: list[bytes],
     holes: Mapping[int, bytes] | None,
 ) -> bool:
     """Whether a file is as its entry says, or at least damaged in a way that is told already."""
@@ -210,6 +206,6 @@ def _check_file(
     if content_on_disk(path, status.st_size, winner.file, holes) != winner.content:
         if signature_of(status).mtime != winner.mtime:
             return False
-        found.corrupt.append(name)
+        corrupt.append(relative)
         return True
     return status.st_mode & PERMISSIONS == winner.mode

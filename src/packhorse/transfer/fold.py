@@ -24,7 +24,7 @@ def fold(winners: Mapping[bytes, Winner], manifests: Mapping[str, Manifest]) -> 
     stamps: dict[str, int] = {}
     entries: list[Entry] = []
     stamped: list[int] = []
-    for path, winner in sorted(winners.items()):
+    for path, winner in winners.items():
         manifest, entry = manifests[winner.digest], winner.entry
         if isinstance(entry, Hardlink):
             target = winners.get(entry.target)

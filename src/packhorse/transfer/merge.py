@@ -104,7 +104,7 @@ def plan(local: Local, winners: Mapping[bytes, Winner]) -> Plan:
     kept: list[bytes] = []
     new: set[bytes] = set()
     blocked: set[bytes] = set()
-    for path, winner in sorted(winners.items()):
+    for path, winner in winners.items():
         parent = path.rpartition(b"/")[0]
         if parent in blocked:
             blocked.add(path)

@@ -25,7 +25,8 @@ class Winner(NamedTuple):
 
 
 def union(manifests: Iterable[tuple[str, str, Manifest]]) -> dict[bytes, Winner]:
-    """path → what counts there, of (stamp, digest, manifest); an entry of a fold keeps its own stamp.
+    """path → what counts there, of (stamp, digest, manifest), in the order of the paths; an entry of a fold keeps its own
+    stamp.
 
     A directory never hides a file below it: where a newer entry makes a directory of what was a file, the
     older entry is gone, and an older entry below what a newer one made a file is left out.
