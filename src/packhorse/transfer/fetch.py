@@ -107,7 +107,6 @@ def _write_what_comes(store: Store, line: Line, arrived: Arrived, finished: Call
         finished(job)
         del stored  # before `written` counts on it
         line.written(batch, job)
-    arrived.put(None)  # for the others
 
 
 def _write_in_a_hurry(

@@ -13,9 +13,9 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 from packhorse.errors import MEND, IntegrityError
 from packhorse.snapshot import frames
@@ -130,8 +130,57 @@ class Stored(NamedTuple):
     content: memoryview
 
 
-Arrived: TypeAlias = "queue.SimpleQueue[Stored | None]"
-"""None tells that nothing more comes, and stays there."""
+class Arrived:
+    """Frames that arrived, for the threads that write them.
+
+    In their order, but where there is a choice nobody gets one of a pack of which another thread is writing one: what lies in
+    one pack is mostly of one file, and the kernel lets only one write to a file at a time.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Stored] = deque()
+        self._written: dict[int, str] = {}
+        """The pack of what each thread writes."""
+        self._ended = False
+        self._news = threading.Condition()
+
+    def put(self, stored: Stored) -> None:
+        """One more, the last."""
+        with self._news:
+            self._waiting.append(stored)
+            self._news.notify()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def get(self) -> Stored | None:
+        """What this thread is to write next, having written what it was given before; None if nothing more comes."""
+        thread = threading.get_ident()
+        with self._news:
+            self._written.pop(thread, None)
+            self._news.wait_for(lambda: self._waiting or self._ended)
+            if not self._waiting:
+                return None
+            busy = self._written.values()
+            number = next((n for n, each in enumerate(self._waiting) if each.batch.key not in busy), 0)
+            stored = self._waiting[number]
+            del self._waiting[number]
+            self._written[thread] = stored.batch.key
+            return stored
+
+    def take_all(self) -> list[Stored]:
+        """What nobody has begun with, which waits here no longer."""
+        with self._news:
+            every = list(self._waiting)
+            self._waiting.clear()
+        return every
+
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
 
 
 class Line:
@@ -148,9 +197,7 @@ class Line:
     ) -> None:
         """`began` is when what needs these jobs began, by `condemned.clock`; `held` the most bytes that are asked for
         and not yet written."""
-        self.small: Arrived = queue.SimpleQueue()
-        self.called: Arrived = queue.SimpleQueue()
-        self.uncalled: Arrived = queue.SimpleQueue()
+        self.small, self.called, self.uncalled = Arrived(), Arrived(), Arrived()
         """What arrived: small frames, and the others by `Batch.called`."""
         self.bytes = 0
         self._store = store
@@ -204,7 +251,7 @@ class Line:
             asyncio.run(self._run())  # raises OSError where no descriptor is left for its loop
         finally:
             for arrived in (self.small, self.called, self.uncalled):
-                arrived.put(None)
+                arrived.end()
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -290,7 +337,7 @@ class Line:
         self._pending = deque(job for job in self._pending if _wish(job) not in wanted)
         for batch in (*self._active.values(), *(batch for _, batch in self._again)):
             batch.called = batch.called or any(_wish(job) in wanted for job in batch.jobs)
-        for stored in list(_taken_from(self.uncalled)):
+        for stored in self.uncalled.take_all():
             (self.called if _wish(stored.job) in wanted else self.uncalled).put(stored)
 
     def _request(self, batch: Batch) -> None:
@@ -376,13 +423,6 @@ class Line:
     def _asked(self) -> list[Batch]:
         """The batches that are asked for now, the one that waits longest first."""
         return sorted({id(batch): batch for batch in self._active.values()}.values(), key=lambda b: b.asked)
-
-
-def _taken_from(arrived: Arrived) -> Iterator[Stored]:
-    """What lies in a queue in which there is no None yet."""
-    with contextlib.suppress(queue.Empty):
-        while (item := arrived.get_nowait()) is not None:
-            yield item
 
 
 def _heard(task: asyncio.Task[memoryview]) -> None:
