@@ -12,7 +12,7 @@ import pytest
 from tests.snapshot.stored_index import another_boot
 
 from packhorse import atomic
-from packhorse.snapshot.index import RACE, Index, flush, now
+from packhorse.snapshot.index import RACE, Index, Seen, flush, known_at, now
 from packhorse.snapshot.scan import Signature, signature_of
 
 CONTENT = (b"digest", 0o644)
@@ -201,17 +201,53 @@ def test_while_a_file_is_restored_old_and_new_count(path: Path, file: Path) -> N
     assert not index.synced(b"models/a", CONTENT)
 
 
-def test_what_is_gone_is_forgotten_below_its_prefix_only(path: Path, file: Path) -> None:
+PATHS = (b"packages/a", b"packages/b", b"packages/c", b"models/a")
+
+
+def _synced(index: Index) -> list[bytes]:
+    return [name for name in PATHS if index.synced(name, CONTENT)]
+
+
+def test_what_is_replaced_leaves_nothing_else_below_its_prefix(path: Path, file: Path) -> None:
     index = Index(path)
     for name in (b"packages/a", b"packages/b", b"models/a"):
         index.restored(name, _signature(file), CONTENT)
     index.save()
-    index.keep_only(b"packages/", {b"a"})
+    index.restored(b"packages/b", _signature(file), CONTENT)
+    signature = _signature(file)
+    index.replace(
+        b"packages/",
+        [Seen(name, signature, CONTENT, known_at(signature)) for name in (b"packages/a", b"packages/c")],
+    )
+    for each in (index, Index(path)):
+        assert _synced(each) == [b"packages/a", b"packages/c", b"models/a"]
+        assert each.digests(b"packages/c", signature) == CONTENT[0]
+
+
+def test_what_is_replaced_stays_as_it_is_vouched_for(path: Path, file: Path) -> None:
+    index = _saved(path, file)
+    signature = _signature(file)
+    flush(path)
+    index.replace(b"models/", [Seen(b"models/a", signature, CONTENT, signature.ctime)])
+    another_boot(path)
+    assert _vouched_for(path, file) == [b"models/a"], "it was on the disk before"
+
+
+def test_what_is_added_and_replaced_is_of_one_save(path: Path, file: Path) -> None:
+    """Whatever another process saves between, a flush before it says nothing of it."""
+    index, signature = _saved(path, file), _signature(file)
+    other = Index(path)
+    other.restored(b"models/c", signature, CONTENT)
+    other.save()
+    flush(path)
+    index.restored(b"models/b", signature, CONTENT)
+    index.replace(b"packages/", [Seen(b"packages/a", signature, CONTENT, known_at(signature))])
+    index.restored(b"packages/b", signature, CONTENT)
+    assert index.synced(b"models/c", CONTENT), "what the other one saved is kept"
     index.save()
-    known = [
-        name for name in (b"packages/a", b"packages/b", b"models/a") if Index(path).synced(name, CONTENT)
-    ]
-    assert known == [b"packages/a", b"models/a"]
+    another_boot(path)
+    known = [name for name in (*PATHS, b"models/b") if Index(path).digests(name, signature) is not None]
+    assert known == [b"models/a"]
 
 
 def test_what_another_process_saved_meanwhile_is_kept(path: Path, file: Path) -> None:
@@ -237,6 +273,25 @@ def test_an_index_that_cannot_be_read_is_empty(path: Path, file: Path, content: 
 
 def test_times_are_compared_by_the_clock_of_files() -> None:
     assert abs(now() - time.time_ns()) < RACE
+
+
+def test_replacing_takes_no_memory_for_what_is_replaced(path: Path) -> None:
+    signature = Signature(1, 2, 3, 4, 5)
+    index = Index(path)
+    tracemalloc.start()
+    try:
+        index.replace(
+            b"packages/",
+            (
+                Seen(b"packages/module%d.py" % number, signature, (number.to_bytes(32, "little"), 0o644), 1)
+                for number in range(60_000)
+            ),
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000, "a part of them"
+    assert Index(path).synced(b"packages/module59999.py", ((59_999).to_bytes(32, "little"), 0o644))
 
 
 def test_saving_holds_the_records_in_memory_once(path: Path) -> None:

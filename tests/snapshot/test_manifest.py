@@ -64,6 +64,24 @@ def test_a_manifest_comes_back_as_it_was_under_a_digest_of_its_own(manifest: Man
 
 
 @given(manifests())
+def test_entries_that_are_encoded_one_by_one_give_the_same_bytes(manifest: Manifest) -> None:
+    listing = documents.Listing(manifest.entries)
+    without = msgspec.structs.replace(manifest, entries=())
+    assert documents.encode(without, listing) == documents.encode(manifest)
+    assert (listing.files, listing.bytes) == (manifest.files, manifest.bytes)
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 65_535, 65_536])
+def test_so_they_do_however_many_they_are(count: int) -> None:
+    manifest = Manifest(
+        kind="packages", entries=tuple(Directory(b"%d" % each, 0, 0) for each in range(count))
+    )
+    assert documents.encode(
+        Manifest(kind="packages"), documents.Listing(manifest.entries)
+    ) == documents.encode(manifest)
+
+
+@given(manifests())
 def test_the_pieces_of_every_frame_are_found_with_their_files(manifest: Manifest) -> None:
     inside = members(manifest.entries, len(manifest.frames))
     covered: dict[bytes, list[tuple[int, int]]] = {}
@@ -419,6 +437,9 @@ def test_a_list_of_more_than_can_be_is_refused_before_it_takes_memory(field: str
 def test_what_no_reader_would_take_is_not_written() -> None:
     with pytest.raises(PackhorseError, match="more than a snapshot can have"):
         documents.encode(Manifest(kind="packages", frames=(FRAME,) * (documents.MOST + 1)))
+    listing = documents.Listing([_file()] * (documents.MOST + 1))
+    with pytest.raises(PackhorseError, match="has 1,048,577 entries, more than a snapshot can have"):
+        documents.encode(Manifest(kind="packages"), listing)
 
 
 # --- stored by what differs ---

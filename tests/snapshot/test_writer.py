@@ -53,7 +53,7 @@ def _write(base: Path, packs: Packs, found: list[Found] | None = None, **options
 
 
 def _manifest(written: Written) -> Manifest:
-    return Manifest(kind="packages", frames=tuple(written.frames), entries=tuple(written.entries))
+    return Manifest(kind="packages", frames=tuple(written.frames), entries=tuple(written.entries()))
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_frame_that_takes_long_keeps_none_behind_it_and_stays_the_first(
 
     monkeypatch.setattr(frames, "compress", slow)
     written = _write(base, Packs(), threads=2)
-    assert [file.pieces for file in written.entries if isinstance(file, File)] == [
+    assert [file.pieces for file in written.entries() if isinstance(file, File)] == [
         (number, 0, MEBIBYTE) for number in range(8)
     ]
 
@@ -248,7 +248,7 @@ def test_a_file_that_is_no_longer_the_one_that_was_scanned_is_left_out_and_named
         file.write(b"changed")
     written = _write(base, Packs(), found)
     assert written.changed == [b"a", b"gone", b"large", b"linked", b"other name"]
-    assert [entry.path for entry in written.entries] == [b"b"]
+    assert [entry.path for entry in written.entries()] == [b"b"]
 
 
 def test_a_link_in_the_place_of_a_scanned_file_is_not_followed(base: Path, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_after_the_deadline_nothing_is_begun_and_all_that_is_left_out_is_named(b
     (base / "empty").write_bytes(b"")
     written = _write(base, Packs(), deadline=time.monotonic())
     assert written.unfinished == [b"a", b"b"]
-    assert [entry.path for entry in written.entries] == [b"empty"]
+    assert [entry.path for entry in written.entries()] == [b"empty"]
     assert written.stored_bytes == 0
 
 
@@ -279,9 +279,10 @@ def test_what_an_earlier_index_vouches_for_is_not_opened(base: Path) -> None:
     index = Index(base.with_name("index"))
     found = scan(os.fsencode(base))
     written = _write(base, Packs(), found, index=index)
+    index.update(written.seen(b""))
     contents = {item.path: index.digests(item.path, item.signature) for item in found}
     assert set(contents.values()) == {None}, "files written a moment ago are not trusted"
-    kept = {entry.path: entry for entry in written.entries if isinstance(entry, File)}
+    kept = {entry.path: entry for entry in written.entries() if isinstance(entry, File)}
     for item in found:
         content = content_of(kept[item.path], written.frames)
         index.restored(item.path, item.signature, (content, item.mode))
@@ -354,7 +355,7 @@ def test_of_several_names_of_a_file_the_first_holds_it(base: Path) -> None:
     (base / "b").write_bytes(b"content")
     (base / "a").hardlink_to(base / "b")
     (base / "c").symlink_to("b")
-    entries = _write(base, Packs()).entries
+    entries = list(_write(base, Packs()).entries())
     assert [type(entry) for entry in entries] == [File, Hardlink, Symlink]
     assert isinstance(entries[1], Hardlink)
     assert entries[1].target == b"a"
@@ -368,5 +369,5 @@ def test_a_placement_names_every_pack_once(base: Path) -> None:
     digest = documents.encode(_manifest(written)).digest
     placement = placement_of(digest, written.frames, written.placed)
     assert len(placement.packs) == len(set(placement.packs)) > 1
-    assert isinstance(written.entries[0], Directory)
+    assert isinstance(next(written.entries()), Directory)
     documents.decode_placement(documents.encode_placement(placement), _manifest(written), digest)

@@ -12,7 +12,8 @@ import itertools
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, NamedTuple, TypeAlias
 
@@ -33,6 +34,16 @@ ON_DISK = 0
 Content: TypeAlias = tuple[bytes, int]
 """What a path holds, and its permission bits. The digest of a small file, `contents.content_of` for a large
 one, the target of a symbolic link (which has the bits 0), nothing for a directory."""
+
+
+class Seen(NamedTuple):
+    """What a path holds, and when it was looked at."""
+
+    path: bytes
+    signature: Signature
+    content: Content
+    seen: int
+    """When the signature was taken, in nanoseconds since the epoch."""
 
 
 class _Record(NamedTuple):
@@ -86,20 +97,32 @@ class Index:
     def __init__(self, path: Path, *, trusted: bool = True) -> None:
         """Read the index at `path`; a missing or unreadable one is empty. One that is not `trusted` vouches for no bytes."""
         self._path, self._trusted = path, trusted
-        self._changed: dict[bytes, bytes | None] = {}
+        self._changed: dict[bytes, bytes] = {}
         self._changed_coming: dict[bytes, tuple[Content, ...]] = {}
         self._head, self._files = self._read()
 
-    def _read(self) -> tuple[_Head, dict[bytes, bytes]]:
-        """What is stored, with packed records. Those of another boot that were not flushed vouch for no bytes, since a
-        crash of the machine may have lost them, but still tell what was restored or saved."""
+    @cached_property
+    def _files(self) -> dict[bytes, bytes]:
+        """The packed records, by their paths. Deleting the attribute frees their memory, until they are asked for again."""
+        self._head, files = self._read()
+        return files
+
+    def _read(self, but: bytes | None = None) -> tuple[_Head, dict[bytes, bytes]]:
+        """What is stored, with packed records, but for those whose path begins with `but`. Those of another boot that were not
+        flushed vouch for no bytes, since a crash of the machine may have lost them, but still tell what was restored or
+        saved."""
         with contextlib.suppress(OSError, *UNREADABLE):
             with open(self._path, "rb") as file:
                 parts = _parts(file)
                 head = msgspec.msgpack.decode(next(parts, b""), type=_Head)
                 files: dict[bytes, bytes] = {}
                 for part in parts:
-                    files.update(msgspec.msgpack.decode(part, type=dict[bytes, _Packed]))
+                    records = msgspec.msgpack.decode(part, type=dict[bytes, _Packed])
+                    files.update(
+                        records
+                        if but is None
+                        else {path: records[path] for path in records if not path.startswith(but)}
+                    )
             if head.version == VERSION:
                 on_disk = head.saves
                 if head.boot != boot_id():
@@ -133,21 +156,29 @@ class Index:
     def add(self, path: bytes, signature: Signature, content: Content, *, seen: int) -> None:
         """Remember what was restored, saved, or found equal to what is stored; `seen` is when the signature was
         taken (nanoseconds since the epoch)."""
-        digests, mode = content
-        saved = self._head.saves + 1
-        before = self._files.get(path)
-        if before is not None and before.startswith(signature) and _Record.of(before).seen == UNPROVEN:
-            saved = ON_DISK  # nobody wrote to it since the machine started, so what was read again came from the disk
-        packed = _PACKED.pack(signature, seen, saved, mode) + digests
+        packed = self._packed(Seen(path, signature, content, seen), self._head.saves + 1)
         self._files[path] = self._changed[path] = packed
         if path in self._head.coming:
             del self._head.coming[path]
             self._changed_coming[path] = ()
 
+    def update(self, items: Iterable[Seen]) -> None:
+        """Remember these, but for what it vouches for already."""
+        for path, signature, content, seen in items:
+            if self.digests(path, signature) is None:
+                self.add(path, signature, content, seen=seen)
+
+    def _packed(self, item: Seen, save: int) -> bytes:
+        """The record that comes with the save of this number."""
+        path, signature, (digests, mode), seen = item
+        before = self._files.get(path)
+        if before is not None and before.startswith(signature) and _Record.of(before).seen == UNPROVEN:
+            save = ON_DISK  # nobody wrote to it since the machine started, so what was read again came from the disk
+        return _PACKED.pack(signature, seen, save, mode) + digests
+
     def restored(self, path: bytes, signature: Signature, content: Content) -> None:
-        """Remember a file that was written and named here, with times that were set: whoever changes it changes
-        those. So it can be trusted at once."""
-        self.add(path, signature, content, seen=signature.ctime + RACE + 1)
+        """Remember a file that was written and named here: see `known_at`."""
+        self.add(path, signature, content, seen=known_at(signature))
 
     def distrust(self, path: bytes) -> None:
         """Vouch no more for the bytes of `path`: the disk has others under the same signature."""
@@ -160,42 +191,72 @@ class Index:
         contents = tuple(dict.fromkeys((*self._head.coming.get(path, ()), content)))
         self._head.coming[path] = self._changed_coming[path] = contents
 
-    def keep_only(self, prefix: bytes, paths: set[bytes]) -> None:
-        """Forget what begins with `prefix` and goes on with none of `paths`."""
-        start = len(prefix)
-        for path in [path for path in self._files if path.startswith(prefix) and path[start:] not in paths]:
-            del self._files[path]
-            self._changed[path] = None
-
     def save(self) -> None:
-        """Write what was added and forgotten into the stored index; another process may have written meanwhile."""
+        """Write what was added into the stored index; another process may have written meanwhile."""
         if not self._changed and not self._changed_coming:
             return
-        with atomic.locked(self._path.with_name(self._path.name + ".lock")):
+        with self._replacing():
             expected = self._head.saves + 1
-            self._files = {}  # not twice in memory
-            self._head, self._files = head, files = self._read()
-            head.boot, head.saves = boot_id(), head.saves + 1
-            for path, packed in self._changed.items():
-                if packed is None:
-                    files.pop(path, None)
-                elif head.saves != expected and (record := _Record.of(packed)).saved == expected:
-                    files[path] = record._replace(saved=head.saves).packed()
-                else:
-                    files[path] = packed
-            for path, contents in self._changed_coming.items():
-                if contents:
-                    head.coming[path] = contents
-                else:
-                    head.coming.pop(path, None)
-            atomic.write_file(self._path, _encoded(head, files))
+            del self._files  # not twice in memory
+            self._head, self._files = self._merged(expected)
+            atomic.write_file(self._path, _encoded(self._head, self._files.items()))
         self._changed.clear()
         self._changed_coming.clear()
 
+    def replace(self, prefix: bytes, items: Iterable[Seen]) -> None:
+        """Save, and know nothing but `items` below `prefix` from now on: what is vouched for already as it was, the others as
+        if they were added. They are in memory a few at a time, however many they are."""
+        with self._replacing():
+            expected = self._head.saves + 1
+            head, others = self._merged(expected, but=prefix)
 
-def _encoded(head: _Head, files: Mapping[bytes, bytes]) -> Iterator[bytes]:
+            def record(item: Seen) -> bytes:
+                if self.digests(item.path, item.signature) is None:
+                    return self._packed(item, head.saves)
+                return _numbered(self._files[item.path], expected, head)
+
+            new = ((item.path, record(item)) for item in items)
+            atomic.write_file(self._path, _encoded(head, itertools.chain(others.items(), new)))
+        self._head = head
+        del self._files
+        self._changed.clear()
+        self._changed_coming.clear()
+
+    def _replacing(self) -> contextlib.AbstractContextManager[None]:
+        return atomic.locked(self._path.with_name(self._path.name + ".lock"))
+
+    def _merged(self, expected: int, but: bytes | None = None) -> tuple[_Head, dict[bytes, bytes]]:
+        """What is stored, and what was added, to be the next save; it was `expected` to have that number. Without what
+        begins with `but`."""
+        head, files = self._read(but)
+        head.boot, head.saves = boot_id(), head.saves + 1
+        for path, packed in self._changed.items():
+            if but is None or not path.startswith(but):
+                files[path] = _numbered(packed, expected, head)
+        for path, contents in self._changed_coming.items():
+            if contents:
+                head.coming[path] = contents
+            else:
+                head.coming.pop(path, None)
+        return head, files
+
+
+def known_at(signature: Signature) -> int:
+    """When a file was seen that was written and named here, with times that were set. Whoever changes it changes those, so it
+    can be trusted at once."""
+    return signature.ctime + RACE + 1
+
+
+def _numbered(packed: bytes, expected: int, head: _Head) -> bytes:
+    """A record with the number of the save that it comes with, which was expected to be another one."""
+    if head.saves != expected and (record := _Record.of(packed)).saved == expected:
+        return record._replace(saved=head.saves).packed()
+    return packed
+
+
+def _encoded(head: _Head, files: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     """The content of the file, part by part: the length of each (4 bytes, little-endian), and its msgpack."""
-    every = iter(files.items())
+    every = iter(files)
     parts = iter(lambda: dict(itertools.islice(every, _TOGETHER)), {})
     for part in itertools.chain([head], parts):
         encoded = msgspec.msgpack.encode(part)

@@ -33,6 +33,8 @@ MOST = 1 << 20
 """How many entries, frames, places and so on a document may list: more than fit into one of the largest size if they say
 anything. Empty ones would take a hundred times their bytes in memory."""
 _LABEL = 256
+_LONGEST_HEAD = 5
+"""Bytes before the elements of an array in msgpack."""
 _WORTH = 8
 """A delta is stored where it is this much shorter than the raw bytes; a whole object is about half as long as those."""
 _SHARED = {name.encode() for name in SHARED}
@@ -126,6 +128,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(not isinstance(entry, Directory) for entry in self.entries)
 
 
+class _Listed(Manifest, frozen=True, kw_only=True):
+    """A manifest with its entries as they are encoded."""
+
+    entries: msgspec.Raw  # type: ignore[assignment]
+
+
 class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where a frame lies: number of the pack, offset and stored length there, codec, BLAKE3 of the stored bytes."""
 
@@ -163,13 +171,38 @@ class Encoded(NamedTuple):
         return delta if len(delta) < len(self.raw) // _WORTH else self.whole
 
 
-def encode(manifest: Manifest) -> Encoded:
-    """A manifest as bytes. Raises PackhorseError where no reader would take it."""
-    if max(len(manifest.entries), len(manifest.frames)) > MOST:
+class Listing:
+    """The entries of a manifest as they are encoded, one by one, which takes a third of the memory: `encode` puts them in."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        encoder, self._bytes = msgspec.msgpack.Encoder(), bytearray(_LONGEST_HEAD)
+        self.count = self.files = self.bytes = 0
+        """How many there are, how many of them are no directories, and the sum of the file sizes."""
+        for entry in entries:
+            encoder.encode_into(entry, self._bytes, -1)
+            self.count += 1
+            self.files += not isinstance(entry, Directory)
+            self.bytes += entry.size if isinstance(entry, File) else 0
+
+    @property
+    def raw(self) -> msgspec.Raw:
+        """The array of them."""
+        head = msgspec.msgpack.encode([None] * self.count)[: -self.count or None]
+        start = _LONGEST_HEAD - len(head)
+        self._bytes[start:_LONGEST_HEAD] = head
+        return msgspec.Raw(memoryview(self._bytes)[start:])
+
+
+def encode(manifest: Manifest, entries: Listing | None = None) -> Encoded:
+    """A manifest as bytes, with `entries` where they are apart. Raises PackhorseError where no reader would take it."""
+    count = len(manifest.entries) if entries is None else entries.count
+    if max(count, len(manifest.frames)) > MOST:
         raise PackhorseError(
-            f"The list of files has {len(manifest.entries):,} entries, more than a snapshot can have.",
+            f"The list of files has {count:,} entries, more than a snapshot can have.",
             "Keep fewer files in the root: archives of small files are restored faster, too.",
         )
+    if entries is not None:
+        manifest = _Listed(**{**msgspec.structs.asdict(manifest), "entries": entries.raw})
     raw = msgspec.msgpack.encode(manifest)
     return Encoded(digest_of(raw).hex(), raw)
 

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from packhorse.errors import PackhorseError
@@ -25,7 +26,7 @@ from packhorse.snapshot import frames, gpu, source
 from packhorse.snapshot.contents import Before, content_of_runs, is_plain
 from packhorse.snapshot.frames import LARGE_FILE, MEDIUM_FILE, Cut
 from packhorse.snapshot.gpu import Gathered
-from packhorse.snapshot.index import Index, now
+from packhorse.snapshot.index import Index, Seen, now
 from packhorse.snapshot.manifest import (
     Directory,
     Entry,
@@ -38,7 +39,7 @@ from packhorse.snapshot.manifest import (
 )
 from packhorse.snapshot.scan import Found, readable
 from packhorse.watch import processors
-from packhorse.watch.memory import allowance, keep_freed
+from packhorse.watch.memory import allowance, give_back, keep_freed
 
 NONCE = 32
 """Random bytes at the end of a pack, a frame that no manifest uses, give it a name that no other has."""
@@ -75,7 +76,6 @@ class Placed(NamedTuple):
 class Written:
     """What became of a tree."""
 
-    entries: list[Entry] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     placed: dict[bytes, Placed] = field(default_factory=dict)
     """For every frame, by its digest."""
@@ -85,6 +85,19 @@ class Written:
     """Paths of files that the deadline left out; not among the entries."""
     stored_bytes: int = 0
     """Bytes handed to the sink."""
+    _each: Callable[[], Iterator[tuple[Found, Entry, bytes]]] = lambda: iter(())
+    _started: int = 0
+    """When the tree was looked at, as the index counts time."""
+
+    def entries(self) -> Iterator[Entry]:
+        """One for each path that was read, in their order. Made anew each time, since they take a lot of memory."""
+        for _, entry, _ in self._each():
+            yield entry
+
+    def seen(self, prefix: bytes) -> Iterator[Seen]:
+        """The same for the index, which knows them by paths with this prefix."""
+        for item, _, content in self._each():
+            yield Seen(prefix + item.path, item.signature, (content, item.mode), self._started)
 
 
 class _Job(NamedTuple):
@@ -154,8 +167,8 @@ def write(
 ) -> Written:
     """Read `found` below `base` and hand `sink` the packs (name, content) of frames not in `existing`.
 
-    Files that the index vouches for are not read when their frames are known, by what an earlier manifest tells
-    (`before`). Content digests go into the index under `index_prefix`. `threads` read and compress, by default as
+    Files that the index vouches for, under paths with `index_prefix`, are not read when their frames are known, by what an
+    earlier manifest tells (`before`). `threads` read and compress, by default as
     many as there are processors, at most 12, and no more than HELD has room for. After `deadline` (time.monotonic) no
     further frame is begun. No pack gets a name that is `taken`. Frames with the digests `holes` are not on this disk.
     Raises what `sink` raises, and PackhorseError where one of those has to be read.
@@ -187,6 +200,7 @@ def write(
         jobs.collect_all()
     small.flush()
     others.flush()
+    give_back()
 
     for frame in written.frames:
         if frame.digest not in written.placed:
@@ -198,11 +212,19 @@ def write(
             if first in left_out:
                 left_out.add(link)
     written.changed, written.unfinished = sorted(torn), sorted(unfinished)
-    for item, entry, content in _entries(found, links, writing):
-        written.entries.append(entry)
-        if index.digests(index_prefix + item.path, item.signature) is None:
-            index.add(index_prefix + item.path, item.signature, (content, item.mode), seen=started)
+    targets = _targets(base, found)  # once, so that the entries and what the index learns are the same
+    written._each, written._started = partial(_entries, found, links, targets, writing), started
     return written
+
+
+def _targets(base: bytes, found: Sequence[Found]) -> dict[bytes, bytes]:
+    """Where symbolic links point, by their paths, as far as they are still there."""
+    targets: dict[bytes, bytes] = {}
+    for item in found:
+        if item.kind == "symlink":
+            with contextlib.suppress(OSError):
+                targets[item.path] = os.readlink(os.path.join(base, item.path))
+    return targets
 
 
 def _named_once(found: Sequence[Found]) -> tuple[list[Found], dict[bytes, bytes]]:
@@ -406,7 +428,7 @@ class _Jobs:
 
 
 def _entries(
-    found: Sequence[Found], links: Mapping[bytes, bytes], writing: _Writing
+    found: Sequence[Found], links: Mapping[bytes, bytes], targets: Mapping[bytes, bytes], writing: _Writing
 ) -> Iterator[tuple[Found, Entry, bytes]]:
     """The entry of each path, with what it contains as the index keeps it; none for what was left out or is gone."""
     left_out = writing.changed | writing.late
@@ -417,8 +439,7 @@ def _entries(
         if item.kind == "directory":
             yield item, Directory(item.path, item.mode, item.signature.mtime), b""
         elif item.kind == "symlink":
-            with contextlib.suppress(OSError):
-                target = os.readlink(os.path.join(writing.base, item.path))
+            if target := targets.get(item.path):
                 yield item, Symlink(item.path, item.signature.mtime, target), target
         elif first := links.get(item.path):
             if first in contents:

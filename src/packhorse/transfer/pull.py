@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from packhorse.install.interpreter import Interpreter
 from packhorse.progress import Progress
 from packhorse.root import Root, State
 from packhorse.snapshot.contents import content_of
+from packhorse.snapshot.index import Seen, known_at
 from packhorse.snapshot.manifest import Directory, File, Manifest, decode_manifest, decode_placement
 from packhorse.snapshot.order import UNCALLED
 from packhorse.snapshot.reader import Tree, own_space
@@ -224,7 +225,7 @@ class _Restore:
             packages, publication = self._brought
             self._brought = None
             if packages is not None:
-                self._remember_packages(packages)
+                self.local.index.replace(PACKAGES, self._seen(packages))
             publication.remember()
             arriving.remove(self.root)
         self._record()
@@ -437,10 +438,10 @@ class _Restore:
             )
             self.root.record(self.state)
 
-    def _remember_packages(self, tree: Tree) -> None:
-        """Bring the index up to date: the links of the retired generation are gone, which changed the ctime
-        of what was kept of it."""
-        base, index = os.fsencode(self.root.packages) + b"/", self.local.index
+    def _seen(self, tree: Tree) -> Iterator[Seen]:
+        """For the index, which is to be brought up to date: the links of the retired generation are gone, which changed the
+        ctime of what was kept of it."""
+        base = os.fsencode(self.root.packages) + b"/"
         for entry in tree.entries:
             if isinstance(entry, File):
                 signature = tree.signatures.get(entry.path)
@@ -451,9 +452,7 @@ class _Restore:
                         continue
                 if (signature.size, signature.mtime) == (entry.size, entry.mtime):
                     content = content_of(entry, tree.manifest.frames)
-                    index.restored(PACKAGES + entry.path, signature, (content, entry.mode))
-        index.keep_only(PACKAGES, {entry.path for entry in tree.entries})
-        index.save()
+                    yield Seen(PACKAGES + entry.path, signature, (content, entry.mode), known_at(signature))
 
     def _record(self) -> None:
         shared = tuple(digest for _, digest in self.snapshot.shared)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +22,8 @@ from packhorse.root import PERSISTENT, SHARED, Root, State
 from packhorse.snapshot import frames, holes
 from packhorse.snapshot import manifest as documents
 from packhorse.snapshot.contents import Before, content_of
-from packhorse.snapshot.manifest import Encoded, Entry, File, Manifest
+from packhorse.snapshot.index import Seen
+from packhorse.snapshot.manifest import Encoded, Entry, File, Listing, Manifest
 from packhorse.snapshot.scan import Found, readable, scan
 from packhorse.snapshot.writer import Placed, Written, placement_of, write
 from packhorse.store import condemned, tags
@@ -60,7 +62,10 @@ class _Part(NamedTuple):
     part: tags.Part
     encoded: Encoded
     manifest: Manifest
+    """That of packages without its entries, which take three times the memory of the bytes."""
     placed: Mapping[bytes, Placed]
+    files: int
+    bytes: int
     absorbed: tuple[TagEntry, ...] = ()
     """The entries that a fold replaces."""
     before: str = ""
@@ -100,6 +105,8 @@ class _Push:
         self.state = root.state()
         self.known: list[_Part] = []
         """The packages, if the tag turned out to have them already."""
+        self.seen: Callable[[], Iterator[Seen]] | None = None
+        """What `packages/` contains, if its files were written down anew."""
         self.empty = False
         """Whether nothing was found where all was looked for."""
         listed, everything = tags.read_with_history(store)
@@ -159,7 +166,7 @@ class _Push:
                 f"{readable(written.changed[0])} in packages/ changed while it was saved.",
                 "Push again when nothing installs into this root.",
             )
-        self.local.index.keep_only(PACKAGES, {item.path for item in found})
+        self.seen = partial(written.seen, PACKAGES)
         made_by = (
             (state.soabi, state.platform) if state.soabi else (interpreter().soabi, interpreter().platform)
         )
@@ -169,14 +176,13 @@ class _Push:
             soabi=made_by[0],
             platform=made_by[1],
             frames=tuple(written.frames),
-            entries=tuple(written.entries),
         )
-        part = self._part("packages", manifest, written.placed)
+        part = self._part("packages", manifest, written.placed, Listing(written.entries()))
         if newest is not None and newest.digest == part.digest and not self.repair:
             self.known = [part]
             self.local.keep(part.encoded)
             return []
-        self._count(manifest)
+        self._count(part)
         return [part._replace(before=state.manifest)]
 
     def _refuse_changed_holes(self, found: Sequence[Found], known: Manifest) -> None:
@@ -237,13 +243,16 @@ class _Push:
         written = self._write(
             base, chosen, index_prefix=b"", existing=self.existing.frames() | self.sent, deadline=deadline
         )
+        self.local.index.update(written.seen(b""))
         self.result.unsaved += [readable(path) for path in (*written.changed, *written.unfinished)]
         frames_used, entries = _with_used_frames(written)
         if self.result.unsaved and all(isinstance(entry, documents.Directory) for entry in entries):
             return folded
-        added = Manifest(kind="shared", frames=frames_used, entries=entries)
+        added = self._part(
+            "shared", Manifest(kind="shared", frames=frames_used, entries=entries), written.placed
+        )
         self._count(added)
-        return [self._part("shared", added, written.placed), *folded]
+        return [added, *folded]
 
     def _mend(
         self,
@@ -258,6 +267,7 @@ class _Push:
             paths = {each.path for each in manifest.entries}
             here = [item for item in found if item.path in paths]
             written = self._write(base, here, index_prefix=b"", existing=self.sent)
+            self.local.index.update(written.seen(b""))
             self.sent |= written.placed
             if all(frame.digest in self.sent for frame in manifest.frames):
                 self.mended[entry.digest] = manifest
@@ -322,8 +332,8 @@ class _Push:
         for part, entry in zip(parts, entries):
             facts = EntryFacts(
                 snapshot=snapshot.id,
-                files=part.manifest.files,
-                bytes=part.manifest.bytes,
+                files=part.files,
+                bytes=part.bytes,
                 soabi=part.manifest.soabi,
                 platform=part.manifest.platform,
                 partial=partial,
@@ -336,7 +346,10 @@ class _Push:
             self._name_what_others_added(together, state.fingerprint)
         named = snapshot.id if parts else self._named(snapshot.id)
         with unless_full(self._tell_full):
-            self.local.index.save()
+            if self.seen is not None:
+                self.local.index.replace(PACKAGES, self.seen())
+            else:
+                self.local.index.save()
             with self.root.recording():
                 # A pull may have ended since this push began: what it recorded stays.
                 present = self.root.state()
@@ -376,12 +389,19 @@ class _Push:
 
     def _clear(self, part: _Part) -> _Part:
         """The part, with other names for what of it is condemned."""
-        one = condemned.Taggable(part.encoded, part.manifest, part.placed)
+        if f"manifests/{part.digest}" not in self.condemned:
+            return part
+        whole = documents.decode_manifest(part.encoded, part.part)
+        one = condemned.Taggable(part.encoded, whole, part.placed)
         return part._replace(**condemned.clear(self.store, self.condemned, one)._asdict())
 
     @staticmethod
-    def _part(part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed]) -> _Part:
-        return _Part(part, documents.encode(manifest), manifest, placed)
+    def _part(
+        part: tags.Part, manifest: Manifest, placed: Mapping[bytes, Placed], entries: Listing | None = None
+    ) -> _Part:
+        counted = entries or manifest
+        encoded = documents.encode(manifest, entries)
+        return _Part(part, encoded, manifest, placed, counted.files, counted.bytes)
 
     def _put_manifest(self, part: _Part) -> None:
         if self.repair:
@@ -394,9 +414,9 @@ class _Push:
             )
             tags.put_manifest(self.store, part.encoded, base, self.condemned)
 
-    def _count(self, manifest: Manifest) -> None:
-        self.result.files += manifest.files
-        self.result.bytes += manifest.bytes
+    def _count(self, part: _Part) -> None:
+        self.result.files += part.files
+        self.result.bytes += part.bytes
 
     def _announce(self, stage: str, found: Sequence[Found]) -> None:
         self.progress.stage(stage, sum(item.signature.size for item in found if item.kind == "file"))
@@ -467,7 +487,7 @@ def _with_used_frames(written: Written) -> tuple[tuple[documents.Frame, ...], tu
     """Frames and entries without the frames that only left-out files used."""
     used: dict[int, int] = {}
     entries: list[Entry] = []
-    for entry in written.entries:
+    for entry in written.entries():
         if isinstance(entry, File):
             pieces: list[int] = []
             for frame, offset, length in documents.triples(entry.pieces):
