@@ -71,6 +71,37 @@ def test_caches_of_downloads_go_with_the_invocation_unless_they_are_to_be_kept(
     assert _changes(root, environ, keep_downloads=True)["PIP_CACHE_DIR"] == str(root.pip)
 
 
+def test_commands_that_uv_installs_are_found_and_lie_in_the_root(root: Root, environ: dict[str, str]) -> None:
+    env = redirect.environment(environ, _changes(root, environ))
+    for words in (["tool", "dir", "--bin"], ["python", "dir", "--bin"]):
+        done = subprocess.run(["uv", *words], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == f"{root.deps}/uv/bin"
+    assert f"{root.deps}/uv/bin" in env["PATH"].split(":")
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"),
+    [
+        ("MODELSCOPE_CACHE", "models"),
+        ("KAGGLEHUB_CACHE", "models"),
+        ("KERAS_HOME", "models"),
+        ("TFHUB_CACHE_DIR", "models"),
+        ("TFDS_DATA_DIR", "models"),
+        ("FASTEMBED_CACHE_PATH", "models"),
+        ("EASYOCR_MODULE_PATH", "models"),
+        ("PADDLE_PDX_CACHE_HOME", "models"),
+        ("TVM_FFI_CACHE_DIR", "deps"),
+        ("CUTE_DSL_CACHE_DIR", "deps"),
+        ("WANDB_DATA_DIR", "deps"),
+    ],
+)
+def test_what_follows_no_common_variable_is_kept_too(
+    root: Root, environ: dict[str, str], variable: str, place: str
+) -> None:
+    """These libraries write into the home directory, or lose it with TMPDIR, whatever XDG_CACHE_HOME says."""
+    assert Path(str(_changes(root, environ)[variable])).parent == root.path / place
+
+
 def test_app_path_and_packages_come_first_and_what_was_there_stays_behind(root: Root) -> None:
     inherited = {"PYTHONPATH": "/mine::/other", "PATH": "/usr/bin:/bin"}
     changed = _changes(root, inherited, app_path="/app")
@@ -82,7 +113,7 @@ def test_app_path_and_packages_come_first_and_what_was_there_stays_behind(root: 
         "",
         "/other",
     ]
-    assert changed["PATH"] == f"{root.packages}/bin:/usr/bin:/bin"
+    assert changed["PATH"] == f"{root.packages}/bin:/usr/bin:/bin:{root.deps}/uv/bin"
 
 
 def test_a_nested_invocation_repeats_nothing(root: Root, environ: dict[str, str]) -> None:

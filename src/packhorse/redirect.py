@@ -39,10 +39,20 @@ TABLE = (
     Row("TMP", "{tmp}", "the same, for programs that ask for TMP"),
     Row("PIP_BUILD_DIR", "{build}", "builds of pip before 20.3; later ones build in TMPDIR"),
     Row("UV_PYTHON_INSTALL_DIR", "{deps}/uv/python", "interpreters that uv installs"),
+    Row("UV_PYTHON_BIN_DIR", "{deps}/uv/bin", "their commands"),
     Row("UV_TOOL_DIR", "{deps}/uv/tools", "tools that uv installs"),
+    Row("UV_TOOL_BIN_DIR", "{deps}/uv/bin", "their commands"),
     Row("XDG_CACHE_HOME", "{deps}/cache", "caches of every program that follows the XDG specification"),
     Row("HF_HOME", "{models}/huggingface", "Hugging Face: models and data sets"),
     Row("TORCH_HOME", "{models}/torch", "torch.hub: models and checkpoints"),
+    Row("MODELSCOPE_CACHE", "{models}/modelscope", "ModelScope: models and data sets"),
+    Row("KAGGLEHUB_CACHE", "{models}/kagglehub", "kagglehub: models and data sets"),
+    Row("KERAS_HOME", "{models}/keras", "Keras: weights, data sets and configuration"),
+    Row("TFHUB_CACHE_DIR", "{models}/tfhub", "TensorFlow Hub: models"),
+    Row("TFDS_DATA_DIR", "{models}/tensorflow_datasets", "TensorFlow Datasets: data sets"),
+    Row("FASTEMBED_CACHE_PATH", "{models}/fastembed", "FastEmbed: models"),
+    Row("EASYOCR_MODULE_PATH", "{models}/easyocr", "EasyOCR: models"),
+    Row("PADDLE_PDX_CACHE_HOME", "{models}/paddlex", "PaddleX and PaddleOCR: models"),
     Row("NLTK_DATA", "{models}/nltk", "NLTK: corpora and models"),
     Row("TIKTOKEN_CACHE_DIR", "{models}/tiktoken", "tiktoken: encodings"),
     Row("TORCH_EXTENSIONS_DIR", "{deps}/torch_extensions", "torch.utils.cpp_extension: compiled extensions"),
@@ -54,11 +64,14 @@ TABLE = (
     Row("MPLCONFIGDIR", "{deps}/matplotlib", "Matplotlib: font cache and configuration"),
     Row("VLLM_CACHE_ROOT", "{deps}/vllm", "vLLM: compiled graphs, GPU time saved"),
     Row("FLASHINFER_WORKSPACE_BASE", "{deps}/flashinfer", "FlashInfer: compiled kernels"),
+    Row("TVM_FFI_CACHE_DIR", "{deps}/tvm_ffi", "TVM FFI: compiled extensions"),
+    Row("CUTE_DSL_CACHE_DIR", "{deps}/cute_dsl", "CuTe DSL: compiled kernels"),
+    Row("WANDB_DATA_DIR", "{deps}/wandb", "Weights & Biases: copies of artifacts until they are sent"),
 )
 
 COMPUTED = (
     Row("PYTHONPATH", "", "app-path, packages/ and its .pth files, then what was there"),
-    Row("PATH", "", "the commands of packages/, then what was there"),
+    Row("PATH", "", "the commands of packages/, then what was there, then the commands that uv installs"),
     Row("HF_TOKEN_PATH", "", "Hugging Face: the token stays where it was, out of models/ and its snapshots"),
 )
 """Variables whose value depends on what they held before."""
@@ -133,7 +146,9 @@ def changes(
     # Python imports the first sitecustomize only; ours hands on to the next, theirs may not.
     ahead.insert(0 if any(map(_has_sitecustomize, ahead)) else len(ahead), str(root.site))
     result["PYTHONPATH"] = _prepend(ahead, inherited.get("PYTHONPATH", ""))
-    result["PATH"] = _prepend([str(place / "bin")], inherited.get("PATH", os.defpath))
+    path = _prepend([str(place / "bin")], inherited.get("PATH", os.defpath)).split(os.pathsep)
+    # Last, so that an interpreter that uv installs becomes nobody's `python3`.
+    result["PATH"] = os.pathsep.join(dict.fromkeys([*path, str(result["UV_TOOL_BIN_DIR"])]))
     if packages is not None:
         result["PACKHORSE_PACKAGES"] = str(packages)
     elif "PACKHORSE_PACKAGES" in inherited:
