@@ -248,6 +248,7 @@ def test_errors_of_a_pyproject_name_the_whole_key(tmp_path: Path) -> None:
         (b"root = ", "is not valid TOML: Invalid value"),
         (b'root = "a"\nroot = "b"', "is not valid TOML: Cannot overwrite a value"),
         (b'root = "\xff"', "cannot be read: it is not UTF-8"),
+        (b"root = " + b"[" * 100_000, "is not valid TOML: "),
     ],
 )
 def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
@@ -255,6 +256,14 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: bytes, messag
     with pytest.raises(ConfigError) as caught:
         config.load({}, tmp_path)
     assert caught.value.what.startswith(f"{tmp_path}/packhorse.toml {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("packhorse.toml", "storage"), ("pyproject.toml", "tool.packhorse.storage")]
+)
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, name: str, table: str) -> None:
+    (tmp_path / name).write_text(f'[{table}]\r\ntag = "dev"\r\n', encoding="utf-8-sig")
+    assert config.load({}, tmp_path).storage.tag == "dev"
 
 
 @pytest.mark.skipif(

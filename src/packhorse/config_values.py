@@ -95,11 +95,14 @@ def _shown(value: object) -> str:
 def toml(
     text: str, name: str, remedy: str = "Correct it; `packhorse init` writes a file to start from."
 ) -> dict[str, Any]:
-    """The tables of a TOML document called `name`. Raises ConfigError with the `remedy`."""
+    """The tables of a TOML document called `name`, which editors may begin with a byte order mark.
+
+    Raises ConfigError with the `remedy`.
+    """
     parser = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        parsed: dict[str, Any] = parser.loads(text)
-    except ValueError as error:
+        parsed: dict[str, Any] = parser.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not valid TOML: {printable(error)}.", remedy) from error
     return parsed
 
