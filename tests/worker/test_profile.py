@@ -312,6 +312,7 @@ def test_a_store_that_refuses_is_told_and_the_commands_code_wins(packhorse: Pack
         (("--", "no-such-program"), 127),
         (("--name", "../x", "--", "true"), 125),
         (("--for", "0", "--", "true"), 125),
+        (("--for", "nan", "--", "true"), 125),
         ((), 125),
     ],
 )

@@ -63,13 +63,24 @@ def shared_options(function: F) -> F:
     return function
 
 
-class Finite(click.FloatRange):
-    """A number of a range, and one to count with: click takes `nan` for one that lies in every range."""
+class Number(click.FloatRange):
+    """A number of a range: click takes `nan` for one that lies in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number, or click.BadParameter."""
         number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
+class Finite(Number):
+    """A number of a range, and one to count with."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or click.BadParameter."""
+        number = super().convert(value, param, ctx)
+        if math.isinf(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 

@@ -21,7 +21,7 @@ from packhorse.cli import console, supervised
 @click.option(
     "--for",
     "seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=console.Number(0, min_open=True),
     metavar="SECONDS",
     help="Record no longer than this; the command goes on.",
 )
