@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
@@ -559,6 +560,20 @@ def test_what_to_do_with_credentials_is_told(refused: Callable[..., str]) -> Non
         assert "credentials do not belong here" in message
         assert "AWS_SECRET_ACCESS_KEY" in message
         assert "hunter2" not in message
+
+
+def test_a_home_directory_that_nobody_knows_is_no_directory_called_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may run as a user without an entry in /etc/passwd."""
+
+    def unknown(user: int) -> NoReturn:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(ConfigError, match=r'--root: expected a path, got "~/x"\. There is no home directory'):
+        config.load({}, tmp_path, root="~/x")
 
 
 def test_names_that_are_no_text_do_not_break_the_message(tmp_path: Path) -> None:

@@ -264,7 +264,10 @@ def path(value: object, place: Place) -> str:
     """An absolute path, with `~` expanded; symbolic links stay."""
     text = _text(value, place, "a path")
     if text == "~" or text.startswith("~/"):
-        text = (place.environ.get("HOME") or os.path.expanduser("~")) + text[1:]
+        home = place.environ.get("HOME") or os.path.expanduser("~")
+        if not os.path.isabs(home):  # HOME is not set, and /etc/passwd does not know this user
+            place.refuse("a path", value, "There is no home directory: write the whole path, or set HOME.")
+        text = home + text[1:]
     return os.path.abspath(os.path.join(place.directory, text))
 
 
