@@ -139,6 +139,18 @@ def test_what_would_hide_shipped_bytecode_is_unset(root: Root) -> None:
     assert redirect.environment(inherited, changed).keys().isdisjoint(inherited)
 
 
+@pytest.mark.parametrize(
+    "variable", ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_DATASETS_CACHE"]
+)
+def test_what_an_image_sets_does_not_lead_past_the_home_of_hugging_face(
+    root: Root, environ: dict[str, str], variable: str
+) -> None:
+    inherited = {**environ, variable: "/runpod-volume/huggingface-cache/hub"}
+    env = redirect.environment(inherited, _changes(root, inherited))
+    assert variable not in env
+    assert redirect.outside(root, {**env, variable: inherited[variable]}) == {variable: inherited[variable]}
+
+
 def test_the_hugging_face_token_stays_out_of_the_directories_that_are_saved(
     root: Root, environ: dict[str, str]
 ) -> None:

@@ -76,9 +76,25 @@ COMPUTED = (
 )
 """Variables whose value depends on what they held before."""
 
+_PAST_HF_HOME = tuple(
+    Row(variable, "", "would lead past HF_HOME, out of the root")
+    for variable in (
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "TRANSFORMERS_CACHE",
+        "SENTENCE_TRANSFORMERS_HOME",
+        "HF_DATASETS_CACHE",
+        "HF_MODULES_CACHE",
+        "HF_ASSETS_CACHE",
+        "HF_XET_CACHE",
+    )
+)
+"""Images for GPU workers often set them; each wins over HF_HOME for a part of what that holds."""
+
 UNSET = (
     Row("PYTHONPYCACHEPREFIX", "", "would hide the bytecode shipped in packages/ and recompile it elsewhere"),
     Row("PYTHONHOME", "", "would give the worker another interpreter's standard library"),
+    *_PAST_HF_HOME,
 )
 """Variables taken out of the environment."""
 
@@ -177,7 +193,7 @@ def own(inherited: Mapping[str, str]) -> dict[str, str]:
 
 def outside(root: Root, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of the table that `environ` has, but with a place outside of `root`."""
-    rows = (*TABLE, *_EPHEMERAL_CACHES)
+    rows = (*TABLE, *_EPHEMERAL_CACHES, *_PAST_HF_HOME)
     present = {row.variable: environ[row.variable] for row in rows if environ.get(row.variable)}
     return {
         name: value
