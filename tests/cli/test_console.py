@@ -47,12 +47,14 @@ def test_a_full_stdout_ends_a_command_with_5_and_no_traceback(packhorse: Packhor
     assert "no space left" in done.stderr
 
 
-@pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_reader_that_goes_away_ends_a_command_with_141(packhorse: Packhorse, flags: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["status"], ["status", "--json"], ["--help"], ["--version"], ["status", "--help"]], ids=" ".join
+)
+def test_a_reader_that_goes_away_ends_a_command_with_141(packhorse: Packhorse, words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [*packhorse.command, "status", *flags],
+        [*packhorse.command, *words],
         cwd=packhorse.directory,
         env={**packhorse.environ},
         stdout=writing,

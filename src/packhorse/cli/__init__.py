@@ -58,6 +58,12 @@ _INTERRUPTED = "packhorse: interrupted."
 class _Commands(click.Group):
     """Finds a command's module by its name."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except BrokenPipeError:  # of --help and --version
+            raise click.exceptions.Exit(141) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
