@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from tests.snapshot.trees import listing
 from packhorse.progress import Silent
 from packhorse.snapshot import frames, source
 from packhorse.snapshot import manifest as documents
-from packhorse.snapshot.contents import Before, content_of
+from packhorse.snapshot.contents import Before, content_of, content_on_disk
 from packhorse.snapshot.frames import MEBIBYTE
 from packhorse.snapshot.index import Index
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, Symlink
@@ -260,6 +263,34 @@ def test_a_link_in_the_place_of_a_scanned_file_is_not_followed(base: Path, tmp_p
     packs = Packs()
     assert _write(base, packs, found).changed == [b"a"]
     assert not any(b"secret" in content for content in packs.packs.values())
+
+
+def test_a_fifo_in_the_place_of_a_scanned_file_is_not_waited_for(base: Path) -> None:
+    for name, size in (("a", 100), ("b", 100), ("large", 3 << 20), ("medium", 100_000)):
+        (base / name).write_bytes(bytes([1]) * size)
+    found = scan(os.fsencode(base))
+    for name in ("a", "large", "medium"):
+        (base / name).unlink()
+        os.mkfifo(base / name)
+    assert _write(base, Packs(), found).changed == [b"a", b"large", b"medium"]
+    for item in found:
+        if item.path != b"b":
+            with contextlib.suppress(OSError):
+                content_on_disk(os.path.join(os.fsencode(base), item.path), item.signature.size)
+
+
+def test_a_file_that_a_lease_holds_back_is_waited_for(base: Path) -> None:
+    path = os.fsencode(base / "held")
+    (base / "held").write_bytes(b"content")
+    descriptor = os.open(path, os.O_RDWR)
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored unless somebody asks for it
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(content_on_disk, path, 7)
+        while fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_WRLCK:  # until somebody opens it
+            assert not read.done()
+        os.close(descriptor)
+        assert read.result(10) == frames.digest_of(b"content")
 
 
 def test_after_the_deadline_nothing_is_begun_and_all_that_is_left_out_is_named(base: Path) -> None:

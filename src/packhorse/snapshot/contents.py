@@ -78,6 +78,18 @@ def _gathered(file: File) -> list[tuple[int, Gathered]]:
     return cut
 
 
+_HOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_scanned(path: bytes) -> int:
+    """A descriptor to read what was scanned as a file. No symbolic link is followed, and no FIFO that has taken the file's
+    place is waited for: reading it gives nothing, or an error. Raises OSError."""
+    try:
+        return os.open(path, _HOW | os.O_NONBLOCK)
+    except BlockingIOError:  # held back by a lease, until the file is there
+        return os.open(path, _HOW)
+
+
 class OutOfTime(Exception):  # noqa: N818 - no error: what there was time for counts
     """Reading a file would take longer than allowed."""
 
@@ -95,9 +107,9 @@ def content_on_disk(
     where a large one has not been read by `until` (time.monotonic).
     """
     if size < LARGE_FILE:
-        with open(path, "rb") as file:
+        with open(open_scanned(path), "rb") as file:
             return frames.digest_of(file.read(LARGE_FILE))
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_scanned(path)
     try:
         cut = (
             [(-1, gathered) for gathered in gpu.pieces(gpu.extents(descriptor, size), frames.PIECE)]

@@ -1,6 +1,7 @@
 """Files of a scanned tree → the bytes of a frame, as long as they are what was scanned.
 
-Promises that what changed since is told and comes as zeros, and that no symbolic link is followed. Knows nothing of packs.
+Promises that what changed since is told and comes as zeros, that no symbolic link is followed and no FIFO waited for.
+Knows nothing of packs.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ import os
 from collections.abc import Iterator, Sequence
 
 from packhorse.snapshot import frames
-from packhorse.snapshot.contents import is_hole
+from packhorse.snapshot.contents import is_hole, open_scanned
 from packhorse.snapshot.frames import Span
 from packhorse.snapshot.scan import Found, signature_of
 
 HOLE = bytes(frames.PIECE)
-_HOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def opened(base: bytes, item: Found) -> Iterator[int]:
     """The file that was scanned, open for reading. Raises OSError."""
-    descriptor = os.open(os.path.join(base, item.path), _HOW)
+    descriptor = open_scanned(os.path.join(base, item.path))
     try:
         yield descriptor
     finally:
@@ -80,7 +80,7 @@ def _fill(view: memoryview, base: bytes, item: Found, runs: Sequence[tuple[int, 
     Called for every small file, most often from several threads: what it does besides system calls is what they wait for.
     """
     try:
-        descriptor = os.open(base + b"/" + item.path, _HOW)
+        descriptor = open_scanned(base + b"/" + item.path)
         try:
             filled = 0
             for offset, length in runs:

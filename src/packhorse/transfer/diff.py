@@ -23,6 +23,7 @@ from packhorse.progress import Progress
 from packhorse.root import SHARED
 from packhorse.snapshot import frames
 from packhorse.snapshot import manifest as documents
+from packhorse.snapshot.contents import open_scanned
 from packhorse.snapshot.holes import cold
 from packhorse.snapshot.manifest import Directory, File, Hardlink, Manifest, triples
 from packhorse.snapshot.scan import Found, readable, scan
@@ -282,12 +283,11 @@ def _root(setup: Setup, progress: Progress) -> _Content:
         content = {}
         for path in paths:
             # One that cannot be read, or is gone by now, tells nothing.
-            with contextlib.suppress(OSError):
-                descriptor = os.open(
-                    os.path.join(local.base, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                )
-                with open(descriptor, "rb") as file:
-                    content[path] = file.read()
+            with (
+                contextlib.suppress(OSError),
+                open(open_scanned(os.path.join(local.base, path)), "rb") as file,
+            ):
+                content[path] = file.read()
         return content
 
     return _Content(side, items, read).count()
