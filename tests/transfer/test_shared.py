@@ -150,6 +150,20 @@ def test_only_the_mode_may_change_and_arrives_without_the_bytes(pair: tuple[Work
     assert (first.path / "models/a").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_mode_of_one_name_changes_no_other_name_of_the_file(new_worker: NewWorker) -> None:
+    first, second = new_worker("first"), new_worker("second")
+    first.root.models.joinpath("a").write_text("script")
+    first.root.models.joinpath("b").hardlink_to(first.path / "models/a")
+    first.push()
+    second.pull()
+    (second.path / "models/a").unlink()
+    second.write("models/a", "script").chmod(0o755)
+    second.push()
+    first.pull()
+    assert persistent(first.path) == persistent(second.path)
+    assert first.push().pushed == []
+
+
 def test_a_symbolic_link_that_changed_elsewhere_arrives(pair: tuple[Worker, Worker]) -> None:
     first, second = pair
     link = Path("models/link")

@@ -29,7 +29,7 @@ class Standing(enum.Enum):
     OLDER = enum.auto()
     """As it was last restored or saved here; another worker saved something newer since."""
     OLDER_MODE = enum.auto()
-    """The same, but only the permission bits differ."""
+    """The same, but only the permission bits differ, and no other name has them too."""
     DAMAGED = enum.auto()
     """Of the tag's time but not of its content, as a crash of the machine or a bad disk leaves it."""
     CHANGED = enum.auto()
@@ -51,7 +51,8 @@ def standing(local: Local, item: Found, winner: Winner, until: float | None = No
     if item.kind == "directory" and content != winner.content:
         return Standing.OLDER if _unchanged_below(local, item.path) else Standing.CHANGED
     if local.index.synced(item.path, (content, item.mode)):
-        return Standing.OLDER_MODE if content == winner.content else Standing.OLDER
+        alone = item.kind == "directory" or item.links == 1
+        return Standing.OLDER_MODE if content == winner.content and alone else Standing.OLDER
     untouched = item.signature.mtime == winner.mtime and mended_by_pull(winner)
     if (
         item.kind == "file"
