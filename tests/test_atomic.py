@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
+
+from tests.conftest import unprivileged
 
 from packhorse import atomic
 
@@ -38,3 +42,27 @@ def test_a_tree_deeper_than_descriptors_are_allowed_is_removed(tmp_path: Path) -
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_directories_are_opened_up_but_not_the_one_that_the_tree_lies_in(tmp_path: Path) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from packhorse import atomic
+top = Path({str(tmp_path)!r})
+for mode in (0o000, 0o555):
+    os.makedirs(top / "tree/closed/below")
+    for directory in ("tree/closed/below", "tree/closed", "tree"):
+        os.chmod(top / directory, mode)
+    atomic.remove_tree(top / "tree")
+    assert not (top / "tree").exists()
+os.mkdir(top / "tree")
+os.chmod(top, 0o555)
+try:
+    atomic.remove_tree(top / "tree")
+except PermissionError:
+    os._exit(0)
+os._exit(1)
+"""
+    assert subprocess.run([*unprivileged(), sys.executable, "-c", program], check=False).returncode == 0
+    assert tmp_path.stat().st_mode & 0o777 == 0o555

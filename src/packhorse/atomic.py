@@ -87,17 +87,19 @@ def remove_tree(path: Path) -> None:
     """Remove a directory with all below it, or a file; what is not there is no error.
 
     Directories without write permission (Go's module cache has them) are opened up first, and what lies too deep for
-    `shutil.rmtree`, which calls itself and opens a descriptor for each directory on its way down, is brought up.
+    `shutil.rmtree`, which calls itself and opens a descriptor for each directory on its way down, is brought up. What
+    `path` itself lies in stays as it is: raises PermissionError where that may not be written to.
     """
     import shutil
 
     def open_up(function: Callable[..., object], name: str, error: BaseException) -> None:
         if isinstance(error, FileNotFoundError):
             return
-        if not isinstance(error, PermissionError):
+        inside = Path(name) != path
+        if not isinstance(error, PermissionError) or (function is os.rmdir and not inside):
             raise error
-        parent = os.path.dirname(name)
-        os.chmod(parent, stat.S_IRWXU)
+        if inside:
+            os.chmod(os.path.dirname(name), stat.S_IRWXU)
         if os.path.isdir(name) and not os.path.islink(name):
             os.chmod(name, stat.S_IRWXU)
             remove_tree(Path(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -414,6 +415,25 @@ def test_a_directory_that_was_made_read_only_here_stays_so_when_something_comes_
     second.push()
     first.pull()
     assert _mode(first, "models/dir") == 0o555
+
+
+def test_a_read_only_directory_stays_so_when_a_file_replaces_a_directory_in_it(
+    pair: tuple[Worker, Worker],
+) -> None:
+    first, second = pair
+    first.write("models/dir/below/c", "c")
+    (first.path / "models/dir").chmod(0o555)
+    first.push()
+    second.pull()
+    (first.path / "models/dir").chmod(0o755)
+    shutil.rmtree(first.path / "models/dir/below")
+    first.write("models/dir/below", "a file")
+    (first.path / "models/dir").chmod(0o555)
+    first.push()
+    assert _pull(second, before=unprivileged()) == 0
+    assert second.read("models/dir/below") == "a file"
+    assert _mode(second, "models/dir") == 0o555
+    assert second.pull().pulled == []
 
 
 def _mode(worker: Worker, path: str) -> int:
