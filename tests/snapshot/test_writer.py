@@ -265,6 +265,18 @@ def test_a_link_in_the_place_of_a_scanned_file_is_not_followed(base: Path, tmp_p
     assert not any(b"secret" in content for content in packs.packs.values())
 
 
+def test_a_link_that_is_gone_or_became_a_file_is_left_out_and_named(base: Path) -> None:
+    for name in ("file", "gone", "still"):
+        (base / name).symlink_to("target")
+    found = scan(os.fsencode(base))
+    for name in ("file", "gone"):
+        (base / name).unlink()
+    (base / "file").write_bytes(b"content")
+    written = _write(base, Packs(), found)
+    assert written.changed == [b"file", b"gone"]
+    assert [entry.path for entry in written.entries()] == [b"still"]
+
+
 def test_a_fifo_in_the_place_of_a_scanned_file_is_not_waited_for(base: Path) -> None:
     for name, size in (("a", 100), ("b", 100), ("large", 3 << 20), ("medium", 100_000)):
         (base / name).write_bytes(bytes([1]) * size)

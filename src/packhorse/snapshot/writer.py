@@ -80,7 +80,7 @@ class Written:
     placed: dict[bytes, Placed] = field(default_factory=dict)
     """For every frame, by its digest."""
     changed: list[bytes] = field(default_factory=list)
-    """Paths of files that changed while they were read; not among the entries."""
+    """Paths of files and symbolic links that changed while they were read; not among the entries."""
     unfinished: list[bytes] = field(default_factory=list)
     """Paths of files that the deadline left out; not among the entries."""
     stored_bytes: int = 0
@@ -205,20 +205,22 @@ def write(
     for frame in written.frames:
         if frame.digest not in written.placed:
             written.placed[frame.digest] = existing[frame.digest]
+    targets = _targets(base, found)
     torn = {files[number].path for number in writing.changed}
+    torn.update(item.path for item in found if item.kind == "symlink" and item.path not in targets)
     unfinished = {files[number].path for number in writing.late - writing.changed}
     for link, first in links.items():
         for left_out in (torn, unfinished):
             if first in left_out:
                 left_out.add(link)
     written.changed, written.unfinished = sorted(torn), sorted(unfinished)
-    targets = _targets(base, found)  # once, so that the entries and what the index learns are the same
     written._each, written._started = partial(_entries, found, links, targets, writing), started
     return written
 
 
 def _targets(base: bytes, found: Sequence[Found]) -> dict[bytes, bytes]:
-    """Where symbolic links point, by their paths, as far as they are still there."""
+    """Where symbolic links point, by their paths, as far as they are still there. Read once, so that the entries and the
+    index tell the same."""
     targets: dict[bytes, bytes] = {}
     for item in found:
         if item.kind == "symlink":
