@@ -5,6 +5,7 @@ Where to cut depends on paths, sizes and bytes alone, so that the same files giv
 
 from __future__ import annotations
 
+import itertools
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +47,8 @@ _LEAN = {
 }
 """20 MiB of tables for a whole frame from level 13 on, for which zstd by itself takes 32 to 80 MiB: docs/design/005.
 Between 9 and 13 that would make frames larger than level 9 does."""
+_TOGETHER = 4096
+"""Names that are joined at a time."""
 _SAMPLES, _SAMPLE = 12, 256 << 10
 """A frame is not compressed where none of this many samples of this many bytes shrinks."""
 _WINDOW = {int(zstd.DecompressionParameter.window_log_max): 25}
@@ -150,6 +153,14 @@ ZEROS = digest_of(bytes(PIECE))
 def group_digest(digests: Iterable[bytes]) -> bytes:
     """One digest for a sequence of digests."""
     return digest_of(b"".join(digests))
+
+
+def names_digest(names: Iterable[bytes]) -> bytes:
+    """One digest for a sequence of names without null bytes, which need not all be joined in memory."""
+    every, hasher = iter(names), blake3()
+    while some := list(itertools.islice(every, _TOGETHER)):
+        hasher.update(b"\0".join([*some, b""]))
+    return hasher.digest()
 
 
 def compress(raw: Bytes, level: int) -> tuple[int, Bytes]:

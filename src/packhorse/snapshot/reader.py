@@ -73,7 +73,7 @@ class Tree:
             if manifest.frames[number].digest == frames.ZEROS
             and all(member.file.size >= frames.LARGE_FILE for member in inside)
         }
-        self._fetched = frames.digest_of(b"\0".join(file.path for file in self._files)).hex()
+        self._fetched = frames.names_digest(file.path for file in self._files).hex()
         self._lock = threading.Lock()
         self._creating = threading.Lock()
         """Held by whoever writes small files: side by side that takes half as much processor time again."""
