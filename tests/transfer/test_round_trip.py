@@ -36,6 +36,53 @@ def test_everything_comes_back_from_any_store(any_worker: NewWorker) -> None:
     assert (unchanged.pulled, unchanged.transferred_bytes) == ([], 0)
 
 
+_PREPARED_BESIDE = """
+import sys, threading
+from pathlib import Path
+from packhorse.config import Storage
+from packhorse.progress import Silent
+from packhorse.store import tags
+from packhorse.transfer.prune import prune
+from tests.transfer.workers import Worker
+
+def note(frame, event, argument):
+    if event == "call" and frame.f_code.co_name == "get_class_annotations":
+        print("msgspec prepares a type in", threading.current_thread().name)
+
+root, url, what = sys.argv[1:]
+worker = Worker(Path(root), Storage(url=url))
+threading.setprofile(note)  # for threads that are started from now on
+if what == "list":
+    assert len(tags.entry_facts(worker.store, tags.read_tags(worker.store))) > 1
+elif what == "prune":
+    prune(worker.store, Silent())
+else:
+    getattr(worker, what)()
+"""
+
+
+@pytest.mark.parametrize("what", ["push", "pull", "list", "prune"])
+def test_no_types_are_prepared_in_threads_beside_each_other(what: str, new_worker: NewWorker) -> None:
+    """msgspec crashes the process where two threads use a type for the first time at once."""
+    first, second = new_worker("first"), new_worker("second")
+    for number in range(3):
+        first.root.packages.joinpath("module.py").write_text(f"VALUE = {number}")
+        first.write(f"models/{number}", f"{number}")
+        first.push()
+    first.write("models/new", "new")
+    worker = second if what == "pull" else first
+    words = [sys.executable, "-c", _PREPARED_BESIDE, str(worker.root.path), worker.storage.url, what]
+    done = subprocess.run(
+        words,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert done.stdout == ""
+
+
 _AS_SOMEBODY = """
 import os, sys
 sys.path.insert(0, ".")

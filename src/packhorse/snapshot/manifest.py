@@ -154,6 +154,17 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     places: _Many[Place]
 
 
+class _Version(msgspec.Struct):
+    format: int
+
+
+# Made when this is imported, by one thread: msgspec (0.22) prepares a type when it first decodes it, and where two threads do
+# that at once the process crashes.
+_VERSION = msgspec.msgpack.Decoder(_Version)
+_MANIFEST = msgspec.msgpack.Decoder(Manifest)
+_PLACEMENT = msgspec.msgpack.Decoder(Placement)
+
+
 class Encoded(NamedTuple):
     """A manifest ready to be stored: its digest in hex and the raw bytes that this is of."""
 
@@ -230,7 +241,7 @@ def raw_manifest(stored: bytes, digest: str, base: Encoded | None = None) -> Enc
 
 def decode_manifest(encoded: Encoded, kind: Kind) -> Manifest:
     """A manifest of `kind` from its proven bytes. Raises IntegrityError where they are not sane."""
-    manifest = _decoded(encoded.raw, Manifest, (1, FORMAT))
+    manifest = _decoded(encoded.raw, _MANIFEST, (1, FORMAT))
     if manifest.kind != kind:
         raise _malformed(f"a manifest of {kind} is needed, and this one is of another kind")
     _check(manifest)
@@ -255,7 +266,7 @@ def decode_placement(stored: bytes, manifest: Manifest, digest: str) -> Placemen
 
 def decode_any_placement(stored: bytes) -> Placement:
     """A placement by itself, checked for sane numbers only."""
-    placement = _decoded(_raw(stored, PLACEMENT_MAGIC), Placement, (PLACEMENT_FORMAT,))
+    placement = _decoded(_raw(stored, PLACEMENT_MAGIC), _PLACEMENT, (PLACEMENT_FORMAT,))
     count = len(placement.packs)
     if len(placement.places) != len(placement.frames):
         raise _malformed("a placement has not one place for each frame")
@@ -279,18 +290,15 @@ def _raw(stored: bytes, magic: bytes) -> bytes:
     return decompress_document(stored[len(magic) :])
 
 
-def _decoded(raw: bytes, kind: type[_D], formats: tuple[int, ...]) -> _D:
-    class _Version(msgspec.Struct):
-        format: int
-
+def _decoded(raw: bytes, decoder: msgspec.msgpack.Decoder[_D], formats: tuple[int, ...]) -> _D:
     try:
-        version = msgspec.msgpack.decode(raw, type=_Version).format
+        version = _VERSION.decode(raw).format
         if version not in formats:
             raise IntegrityError(
                 f"The snapshot is written in format {version}, which this packhorse does not know.",
                 "Install a newer packhorse.",
             )
-        return msgspec.msgpack.decode(raw, type=kind)
+        return decoder.decode(raw)
     except UNREADABLE as error:
         if "of length <=" in str(error):
             raise _malformed(f"a document lists more than {MOST:,} things of a kind") from error

@@ -106,6 +106,11 @@ class SnapshotFacts(msgspec.Struct, frozen=True):
         return digest_of(self.encode()).hex()
 
 
+# Made when this is imported, as those of `snapshot.manifest` are.
+_ENTRY_FACTS = msgspec.json.Decoder(EntryFacts)
+_SNAPSHOT_FACTS = msgspec.json.Decoder(SnapshotFacts)
+
+
 def listed_entries(listing: Iterable[Listed]) -> list[TagEntry]:
     """The tag entries among listed objects, newest first."""
     entries = []
@@ -202,7 +207,7 @@ def entry_facts(store: Store, entries: Sequence[TagEntry]) -> list[EntryFacts]:
 
 def _facts(store: Store, entry: TagEntry) -> EntryFacts:
     try:
-        return msgspec.json.decode(store.get(entry.key, _LARGEST), type=EntryFacts)
+        return _ENTRY_FACTS.decode(store.get(entry.key, _LARGEST))
     except (IntegrityError, *UNREADABLE) as error:
         if entry.kind == "put":
             return EntryFacts()
@@ -265,7 +270,7 @@ def read_snapshot(store: Store, snapshot: str) -> SnapshotFacts:
     if digest_of(body).hex() != snapshot:
         raise corrupt
     try:
-        facts = msgspec.json.decode(body, type=SnapshotFacts)
+        facts = _SNAPSHOT_FACTS.decode(body)
         if facts.format != SNAPSHOT_FORMAT:
             raise IntegrityError(
                 f"The snapshot {snapshot[:12]} is written in format {facts.format}, which this packhorse does not know.",
