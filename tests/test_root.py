@@ -8,8 +8,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from packhorse import atomic
@@ -195,6 +197,19 @@ def test_the_old_packages_come_back_where_the_new_ones_are_gone(root_path: Path)
     root.packages.rename(root.retired)
     atomic.remove_tree(root.staging)
     assert os.listdir(Root.open(root_path).packages) == ["old.py"]
+
+
+def test_what_is_recorded_waits_for_whoever_reads_it_to_change_it(root_path: Path) -> None:
+    """Else a backup that ends when a pull begins would say of a root in between that it is complete."""
+    root = Root.open(root_path)
+    root.record(State(state="complete"))
+    with ThreadPoolExecutor(1) as beside:
+        with root.recording() as record:
+            pulling = beside.submit(root.record, State(state="partial"))
+            assert not wait([pulling], timeout=0.3).done
+            record(msgspec.structs.replace(root.state(), shared=("saved",)))
+        pulling.result()
+    assert root.state().state == "partial"
 
 
 def test_the_recorded_state_survives_and_an_unreadable_one_counts_as_empty(root_path: Path) -> None:

@@ -123,7 +123,18 @@ class Root:
             return State()
 
     def record(self, state: State) -> None:
-        """Replace the recorded state, stamped with this boot."""
+        """Replace the recorded state, stamped with this boot; waits for whoever holds `recording`."""
+        with self.recording() as record:
+            record(state)
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Callable[[State], None]]:
+        """Hold what is recorded of the root, for a moment, against others that change it, and yield what `record` does. Not
+        the lock of `writing`, which a pull holds as long as it takes."""
+        with atomic.locked(self.private / "record.lock"):
+            yield self._record
+
+    def _record(self, state: State) -> None:
         stamped = msgspec.structs.replace(state, boot=boot_id())
         atomic.write_file(self._state_file, msgspec.json.encode(stamped))
 
@@ -149,11 +160,6 @@ class Root:
             yield
         finally:
             os.close(descriptor)
-
-    def recording(self) -> contextlib.AbstractContextManager[None]:
-        """Hold what is recorded of the root, for a moment, against others that read it to change it. Not the lock of
-        `writing`, which a pull holds as long as it takes."""
-        return atomic.locked(self.private / "record.lock")
 
     def use_packages(self, *, reading: bool = False) -> int:
         """A descriptor whose shared lock keeps `packages/` from being exchanged; close it to let go.

@@ -457,12 +457,12 @@ class _Restore:
     def _record(self) -> None:
         shared = tuple(digest for _, digest in self.snapshot.shared)
         self.local.index.save()
-        with self.root.recording():
+        with self.root.recording() as record:
             self.local.record_synced(
                 Synced(source_of(self.store, self.result.tag), tuple(self.snapshot.shared))
             )
             self.local.keep_only([self.snapshot.packages or self.state.manifest, *shared])
-            self.root.record(
+            record(
                 msgspec.structs.replace(
                     self.state,
                     state="sparse" if self._late else "complete",

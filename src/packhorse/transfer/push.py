@@ -350,7 +350,7 @@ class _Push:
                 self.local.index.replace(PACKAGES, self.seen())
             else:
                 self.local.index.save()
-            with self.root.recording():
+            with self.root.recording() as record:
                 # A pull may have ended since this push began: what it recorded stays.
                 present = self.root.state()
                 state = _state_after(present, [*parts, *self.known])
@@ -360,7 +360,7 @@ class _Push:
                     shared = [(entry.stamp, entry.digest) for entry in shared_of(together)]
                     held = tuple(each for each in shared if each[1] in state.shared)
                     self.local.record_synced(Synced(self.source, held))
-                self.root.record(state)
+                record(state)
         self.result.snapshot = named
         self.result.pushed = [part.part for part in parts if not part.absorbed]
 
