@@ -143,3 +143,25 @@ def test_scripts_can_still_be_read_by_python(tmp_path: Path) -> None:
     make_relocatable(tmp_path, '/it\'s a "place"/python3', tmp_path / "root")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout == "works\n"
+
+
+def test_scripts_keep_their_docstring_and_their_encoding(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "tool"
+    text = (
+        '#!/opt/python3\n# coding: latin-1\n"""Usage:\n  töl"""\nfrom __future__ import (\n    annotations,\n)\n'
+        "import sys\nsys.stdout.buffer.write(__doc__.encode())\n"
+    )
+    script.write_text(text, encoding="latin-1")
+    for configured in (sys.executable, ""):
+        make_relocatable(tmp_path, configured, tmp_path / "root")
+        done = subprocess.run([sys.executable, script], capture_output=True, encoding="utf-8", check=True)
+        assert done.stdout == "Usage:\n  töl"
+
+
+def test_a_script_for_another_python_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "tool"
+    script.write_bytes(b"#!/opt/python2\nprint 'works'\n")
+    make_relocatable(tmp_path, "", tmp_path / "root")
+    assert script.read_bytes().endswith(b"# packhorse\nprint 'works'\n")

@@ -6,9 +6,13 @@ script starts the interpreter that `packhorse run` takes for the worker's, and t
 
 from __future__ import annotations
 
+import ast
+import io
 import os
 import re
 import shlex
+import tokenize
+import warnings
 from pathlib import Path
 
 from packhorse.install import records
@@ -44,13 +48,42 @@ def make_relocatable(packages: Path, configured: str, root: Path) -> int:
         options = b"".join(b" " + each for each in said)
         # A command for the shell, a text for Python.
         head = b"#!/bin/sh\n'''exec' %s%s \"$0\" \"$@\"\n' '''  # packhorse%s\n" % (start, options, options)
-        new = head + content[match.end() :]
+        new = head + _body(content, match.end())
         if new != content:
             records.replace(path, new)
             changed[entry.name] = new
     if changed:
         _record(packages, changed)
     return len(changed)
+
+
+def _body(content: bytes, begin: int) -> bytes:
+    """What comes from `begin` on, changed so that it means the same behind the head: that is a docstring, and an encoding can
+    be declared in the first two lines only (PEP 263)."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        text = content[begin:].decode(encoding)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            statements = ast.parse(text).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # not for this Python
+        return content[begin:]
+    lines = text.encode().splitlines(keepends=True)
+    if statements and _is_text(statements[0]):
+        start, end = statements[0].lineno - 1, statements[0].end_lineno or 0
+        # Imports from __future__ come before all but a docstring.
+        after = max((each.end_lineno or 0 for each in statements if _is_future(each)), default=end)
+        lines = [*lines[:start], *lines[end:after], b"__doc__ = ", *lines[start:end], *lines[after:]]
+    return b"".join(lines)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def _is_future(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
 
 
 def _start(configured: str, root: Path) -> bytes:
