@@ -284,6 +284,7 @@ def test_a_proxy_is_used_but_not_for_hosts_without_one(fetch: Client, index: Ind
     away = f"http://example.invalid/files/{FILE}"
     # An index answers requests for other hosts as a proxy does: it looks at the end of the path only.
     assert fetch(url=away, environ={"http_proxy": f"http://{index.host}"}) == CONTENT
+    assert fetch(url=away, environ={"http_proxy": index.host}) == CONTENT
     assert fetch(url=away, settings={"proxy": index.host}) == CONTENT
     with pytest.raises(NetworkError):
         fetch(
@@ -291,3 +292,18 @@ def test_a_proxy_is_used_but_not_for_hosts_without_one(fetch: Client, index: Ind
             environ={"http_proxy": f"http://{index.host}", "no_proxy": ".invalid"},
             attempts=1,
         )
+
+
+@pytest.mark.parametrize("spared", ["127.0.0.0/8", "example.org, 127.0.0.1", "{host}"])
+def test_hosts_without_a_proxy_are_named_by_their_network_too(
+    spared: str, fetch: Client, index: Index
+) -> None:
+    nobody = {"http_proxy": "http://example.invalid", "no_proxy": spared.format(host=index.host)}
+    assert fetch(environ=nobody, attempts=1) == CONTENT
+    with pytest.raises(NetworkError):
+        fetch(environ={**nobody, "no_proxy": "10.0.0.0/8,127.0.0.1:1"}, attempts=1)
+
+
+def test_a_proxy_of_another_kind_is_left_to_pip(fetch: Client) -> None:
+    with pytest.raises(RefusedError, match="proxy"):
+        fetch(environ={"http_proxy": "socks5://127.0.0.1:1"})

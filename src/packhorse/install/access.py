@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ipaddress
 import itertools
 import json
 import netrc
@@ -18,7 +19,7 @@ import ssl
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from packhorse.config_values import VARIABLE
 from packhorse.errors import PackhorseError
@@ -143,7 +144,7 @@ class Access(NamedTuple):
 
         parts = urlsplit(url)
         context = self._context(parts.netloc)
-        proxy = self._proxy(parts.scheme, parts.hostname or "")
+        proxy = self._proxy(parts)
         if not proxy:
             return urllib3.PoolManager(maxsize=16, ssl_context=context)
         user = urlsplit(proxy).netloc.rpartition("@")[0]
@@ -171,19 +172,32 @@ class Access(NamedTuple):
             context.verify_mode = ssl.CERT_NONE
         return context
 
-    def _proxy(self, scheme: str, host: str) -> str:
-        from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
-
-        if named := self.settings.get("proxy"):
-            return named if "://" in named else f"http://{named}"
+    def _proxy(self, url: SplitResult) -> str:
         proxies = {
             name.lower().removesuffix("_proxy"): value
             for name, value in sorted(self.environ.items())  # lower case wins, as everywhere
             if name.lower().endswith("_proxy") and value
         }
-        if proxy_bypass_environment(host, proxies):
-            return ""
-        return proxies.get(scheme) or proxies.get("all", "")
+        named = self.settings.get("proxy", "")
+        if not named and not _without_proxy(url, proxies):
+            named = proxies.get(url.scheme) or proxies.get("all", "")
+        return f"http://{named}" if named and "://" not in named else named
+
+
+def _without_proxy(url: SplitResult, proxies: Mapping[str, str]) -> bool:
+    """Whether no_proxy has the host: by its name, or by its network as for pip."""
+    from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
+
+    host = url.hostname or ""
+    if any(proxy_bypass_environment(each, proxies) for each in (host, url.netloc)):
+        return True
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        for each in proxies.get("no", "").split(","):
+            with contextlib.suppress(ValueError):
+                if address in ipaddress.ip_network(each.strip(), strict=False):
+                    return True
+    return False
 
 
 def without_user(url: str) -> str:

@@ -44,7 +44,7 @@ _REMEDY = "Check the network, and try again."
 
 
 class RefusedError(Exception):
-    """The server wants credentials or certificates that only pip may have."""
+    """The server wants credentials or certificates that only pip may have, or its proxy what only pip may know."""
 
 
 class Downloads:
@@ -256,13 +256,15 @@ class _Download:
 
 def why(error: urllib3.exceptions.HTTPError) -> str:
     """What an error of the client means, as the reason of a failure that may pass. Raises RefusedError for a
-    certificate."""
+    certificate and a proxy."""
     import urllib3.exceptions as known
 
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise RefusedError(f"its certificate is not trusted: {cause.verify_message}") from error
+        if isinstance(cause, known.ProxySchemeUnknown):
+            raise RefusedError("its proxy is of a kind that is not known here") from error
         if isinstance(cause, known.NameResolutionError):
             return "the name of its server is not found"
         if isinstance(cause, (known.NewConnectionError, known.ProxyError)):

@@ -100,7 +100,7 @@ class Fetcher:
             try:
                 reason = why(error)
             except RefusedError as refused:
-                remedy = "Name a file of certificates by PIP_CERT or SSL_CERT_FILE."
+                remedy = "Name a file of certificates by PIP_CERT or SSL_CERT_FILE, or a proxy by http://."
                 raise PackhorseError(_unread(url, str(refused)), remedy) from error
             raise NetworkError(Failure("network", reason, name), _unread(url, reason), _TRY) from error
         if status != 200:
