@@ -425,11 +425,13 @@ def test_locked_holds_a_lock_of_another_tool_against_the_requirements(index: Ind
     project.lock.write_text(own[: own.index("[tool.packhorse]")])
     assert project("install", "--locked").returncode == 0
 
-    project.require("foo>=2", "bar ; sys_platform == 'win32'", "gone")
+    away = "away @ https://me:SECRET@example.org/away-1.0.tar.gz?token=SECRET"
+    project.require("foo>=2", "bar ; sys_platform == 'win32'", away)
     assert project("install").returncode == 0
     refused = project("install", "--locked")
     assert refused.returncode == 2
-    assert "does not have what the requirements ask for: foo>=2, gone." in refused.stderr
+    unmet = "foo>=2, away @ https://example.org/away-1.0.tar.gz?token="
+    assert f"does not have what the requirements ask for: {unmet}." in refused.stderr
 
 
 def test_status_tells_of_a_stale_lock(project: Project) -> None:

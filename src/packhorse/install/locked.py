@@ -12,6 +12,7 @@ from packhorse.config import Environment
 from packhorse.errors import ConfigError
 from packhorse.install import fingerprint, lock, requirements
 from packhorse.install.interpreter import worker_interpreter
+from packhorse.install.log import without_credentials
 from packhorse.install.requirements import Line
 
 
@@ -28,7 +29,8 @@ def require(environment: Environment, environ: Mapping[str, str]) -> None:
     unmet = [line.parts[0] for line in lines if not _met(line, has, target.environment)]
     if unmet:
         raise ConfigError(
-            f"{environment.lock} does not have what the requirements ask for: {', '.join(unmet)}.",
+            f"{environment.lock} does not have what the requirements ask for: "
+            f"{without_credentials(', '.join(unmet))}.",
             "Make it anew with the tool that made it, or run `packhorse lock`.",
         )
 
