@@ -297,6 +297,26 @@ def test_a_variable_may_say_where_another_file_lies(
     assert (installer.root.packages / "foo.py").exists()
 
 
+def test_another_value_of_a_variable_asks_for_something_else(
+    index: Index, installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.0", "2.0"):
+        index.add("foo", version)
+        index.add("bar", version)
+    (tmp_path / "requirements.txt").write_text("foo==${VERSION}\n")
+    for version in ("1.0", "2.0"):
+        monkeypatch.setenv("VERSION", version)
+        installer.environ["VERSION"] = version
+        assert installer(
+            requirements=[str(tmp_path / "requirements.txt")], dependencies=["bar==${VERSION}"]
+        ).installed
+        assert {path.name for path in installer.root.packages.glob("*.dist-info")} == {
+            f"foo-{version}.dist-info",
+            f"bar-{version}.dist-info",
+        }
+        assert (installer.root.packages / f"foo-{version}.dist-info" / "REQUESTED").exists()
+
+
 # --- servers ---
 
 

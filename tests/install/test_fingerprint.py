@@ -194,3 +194,14 @@ def test_the_profile_and_its_patterns_matter_and_patterns_without_the_profile_do
     assert len({of(), slim, *others}) == 4
     assert of(**{"slim-keep": ["*.h"]}) == of()
     assert of(profile="slim", **{"slim-keep": ["a", "b"]}) == of(profile="slim", **{"slim-keep": ["b", "a"]})
+
+
+def test_a_variable_counts_in_a_requirement_but_not_where_it_may_be_a_secret(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "--index-url https://example.org/${TOKEN}/simple\nfoo @ https://example.org/${TOKEN}/foo.zip\n"
+    monkeypatch.setenv("VERSION", "1.0")
+    plain = _of(file, f"{secret}torch==${{VERSION}}\n")
+    monkeypatch.setenv("TOKEN", "SECRET")
+    assert _of(file, f"{secret}torch==1.0\n") == plain
+    assert _of(file, f"{secret}torch==2.0\n") != plain

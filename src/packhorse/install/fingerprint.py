@@ -83,7 +83,7 @@ def _wanted(environment: Environment) -> dict[str, object]:
     lines = {(line.kind, _plain(line.text)) for line in requirements.lines(environment.requirements)}
     return {
         "requirements": sorted(lines),
-        "dependencies": sorted({_plain(line) for line in environment.dependencies}),
+        "dependencies": sorted({_plain(line.text) for line in requirements.asked(environment.dependencies)}),
     }
 
 

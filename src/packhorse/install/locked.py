@@ -24,8 +24,7 @@ def require(environment: Environment, environ: Mapping[str, str]) -> None:
     has = {each.name: each.version for each in lock.chosen_by(environment.lock, target)}
     if lock.requirements_of(environment.lock):
         return
-    lines = [*requirements.lines(environment.requirements)]
-    lines += [Line("requirement", text, "") for text in environment.dependencies]
+    lines = [*requirements.lines(environment.requirements), *requirements.asked(environment.dependencies)]
     unmet = [line.parts[0] for line in lines if not _met(line, has, target.environment)]
     if unmet:
         raise ConfigError(

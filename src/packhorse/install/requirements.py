@@ -1,7 +1,7 @@
 """Requirements files, read as pip reads them: their lines, with those of the files they include.
 
-Promises to leave the lines as they are, credentials included. Knows of their meaning only
-which distribution each is about.
+Promises to leave the lines as they are, credentials included, but for variables in what is asked for. Knows of their
+meaning only which distribution each is about.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def lines(paths: Iterable[str]) -> Iterator[Line]:
     seen: set[tuple[str, str]] = set()
     for path in paths:
         yield from _lines(path, "requirement", seen)
+
+
+def asked(texts: Iterable[str]) -> list[Line]:
+    """Requirements that stand in no file, as lines."""
+    return [Line("requirement", _with_variables(text), "") for text in texts]
 
 
 def sources(found: Iterable[Line]) -> list[str]:
@@ -156,9 +161,9 @@ def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> I
         include = _INCLUDE.fullmatch(text)
         if include is None:
             if text:
-                yield Line(kind, text, path)
+                yield Line(kind, _with_variables(text), path)
             continue
-        target = VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], _unquoted(include[3]))
+        target = _put_in(_unquoted(include[3]))
         if "://" not in target:
             target = os.path.join(os.path.dirname(path), target)
         wanted = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind
@@ -166,6 +171,15 @@ def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> I
             yield Line(wanted, target, path, remote=True)
         else:
             yield from _lines(target, wanted, seen)
+
+
+def _with_variables(text: str) -> str:
+    """A requirement with the values of its variables; in options and URLs they may be credentials, which pip puts in."""
+    return text if text.startswith("-") or "://" in text else _put_in(text)
+
+
+def _put_in(text: str) -> str:
+    return VARIABLE.sub(lambda match: os.environ.get(match[1]) or match[0], text)
 
 
 def _joined(content: str) -> Iterator[str]:

@@ -187,7 +187,7 @@ class Resolution:
 
     @property
     def _all_lines(self) -> list[Line]:
-        return [*self._lines, *(Line("requirement", text, "") for text in self._environment.dependencies)]
+        return [*self._lines, *requirements.asked(self._environment.dependencies)]
 
     def _named(self, line: Line) -> requirements.Named | None:
         if line.kind != "requirement":
