@@ -112,6 +112,23 @@ def test_a_wheel_whose_data_is_a_file_is_refused(index: Index, installer: Instal
         installer(dependencies=["foo"])
 
 
+def test_a_wheel_with_data_of_no_known_kind_is_refused(index: Index, installer: Installer) -> None:
+    index.add("foo", "1.0", {"foo.py": "", "foo-1.0.data/etc/foo.conf": ""})
+    with pytest.raises(PackhorseError, match=r"is not a whole wheel: foo-1\.0\.data/etc/foo\.conf is not"):
+        installer(dependencies=["foo"])
+
+
+@pytest.mark.parametrize("first", ["bar", "foo"])
+def test_a_file_where_another_wheel_has_a_directory_is_told(
+    first: str, index: Index, installer: Installer
+) -> None:
+    index.add("foo", "1.0", {"both": ""})
+    index.add("bar", "1.0", {"both/deep/bar.py": ""})
+    installer(dependencies=[first])
+    with pytest.raises(PackhorseError, match=r"cannot be installed beside the others: both is a directory"):
+        installer(dependencies=["foo", "bar"])
+
+
 def test_a_wheel_without_dates_is_installed(index: Index, installer: Installer) -> None:
     whole = index.add("foo", "1.0")
     with zipfile.ZipFile(whole) as archive:

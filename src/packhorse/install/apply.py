@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packhorse import atomic
-from packhorse.errors import IntegrityError, NoSpaceError
+from packhorse.errors import IntegrityError, NoSpaceError, PackhorseError
 from packhorse.install import sizes, slim, unpack, wheels
 from packhorse.install.access import Access
 from packhorse.install.chosen import Chosen
@@ -28,6 +28,7 @@ from packhorse.install.pip import Engine
 
 _THREADS = 4
 _INSTALLER = b"packhorse\n"
+_CLASHES = (FileExistsError, IsADirectoryError, NotADirectoryError)
 _RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
 
 
@@ -378,6 +379,8 @@ class _Work:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise no_space(self._engine.session.root.path, chosen.file) from error
+            if isinstance(error, _CLASHES):
+                raise _clash(chosen.file, error, self._staging) from error
             raise
 
     def _check(self) -> None:
@@ -431,6 +434,17 @@ class _Work:
         finally:
             self._writing.discard(own)
         self._engine.log.add(f"installed {chosen.name} {chosen.version} from {chosen.file}, sha256 {digest}")
+
+
+def _clash(file: str, error: OSError, staging: Path) -> PackhorseError:
+    place = os.fsdecode(error.filename2 or error.filename)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    return PackhorseError(
+        f"{file} cannot be installed beside the others: {os.path.relpath(place, staging)} is a directory of one "
+        "distribution and a file of another.",
+        "Take one of them out of the requirements, or another version of it.",
+    )
 
 
 def _beside(chosen: Chosen) -> int:

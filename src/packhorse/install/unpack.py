@@ -74,7 +74,7 @@ def unpack(
     RefusedError where pip has to install it, OSError where it cannot be written.
     """
     import installer
-    from installer.exceptions import InstallerError
+    from installer.exceptions import InstallerError, InvalidWheelSource
     from installer.sources import WheelFile
 
     class Source(WheelFile):
@@ -112,6 +112,8 @@ def unpack(
         EOFError,
     ) as error:
         reason = "an entry point names no function" if isinstance(error, AssertionError) else error
+        if isinstance(error, InvalidWheelSource):
+            _, reason = error.args  # the source comes first
         raise PackhorseError(
             f"{wheel.name} is not a whole wheel: {reason}.", "Build or download it again, or choose another."
         ) from error
