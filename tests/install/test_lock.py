@@ -497,6 +497,11 @@ def test_the_wheel_that_fits_the_worker_is_taken(index: Index, installer: Instal
         ('requires-python = "<3"\npackages = []\n', "has nothing for the worker's Python"),
         ("packages = 3\n", "is not a lock file that can be read"),
         ("[[packages]]\nname = 'foo'\nversion = '1'\n", "is not a lock file that can be read"),
+        (
+            "[[packages]]\nname = 'foo'\narchive = {url = 'http://[::1/foo.zip', hashes = {sha256 = '00'}}\n",
+            "is not a lock file that can be read",
+        ),
+        ("tool = 3\npackages = []\n", "is not a lock file that can be read"),
         ("packages = [\n", "is not valid TOML"),
     ],
 )
@@ -506,6 +511,18 @@ def test_a_lock_file_that_says_nothing_for_this_python_is_refused(
     with pytest.raises(ConfigError, match=said) as refused:
         installer(lock=_locked(tmp_path, text))
     assert refused.value.remedy.startswith("Run `packhorse lock`")
+
+
+@pytest.mark.parametrize("tool", ["tool.packhorse = 3", "tool.packhorse.wheels = 3"])
+def test_what_another_tool_says_of_itself_does_not_matter(
+    index: Index, installer: Installer, tmp_path: Path, tool: str
+) -> None:
+    here = wheel(tmp_path, "foo", "1.0")
+    digest = hashlib.sha256(here.read_bytes()).hexdigest()
+    files = f"wheels = [{{path = '../{here.name}', hashes = {{sha256 = '{digest}'}}}}]"
+    text = f"{tool}\n[[packages]]\nname = 'foo'\nversion = '1.0'\n{files}\n"
+    installer(lock=_locked(tmp_path, text))
+    assert (installer.root.packages / "foo.py").exists()
 
 
 def test_a_locked_file_that_is_gone_is_named(index: Index, project: Project) -> None:

@@ -132,14 +132,24 @@ def _path(file: Path, directory: Path) -> str:
 
 def requirements_of(path: str) -> str:
     """The digest of the requirements that a lock file was made from; "" for one of another tool."""
-    found = _read(path).get("tool", {}).get(_TOOL, {}).get("requirements", "")
+    found = (_own(path) or {}).get("requirements")
     return found if isinstance(found, str) else ""
 
 
 def last_of(path: str) -> list[str] | None:
     """The names of the extra wheels in a lock file, in their order; None for one of another tool, which has none."""
-    found = _read(path).get("tool", {}).get(_TOOL)
-    return list(found.get("wheels", ())) if isinstance(found, dict) else None
+    own = _own(path)
+    if own is None:
+        return None
+    found = own.get("wheels")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def _own(path: str) -> dict[str, Any] | None:
+    """What packhorse itself wrote into a lock file."""
+    tool = _read(path).get("tool")
+    own = tool.get(_TOOL) if isinstance(tool, dict) else None
+    return own if isinstance(own, dict) else None
 
 
 def chosen_by(
@@ -158,7 +168,7 @@ def chosen_by(
         document = pylock.Pylock.from_dict(_allowed(_read(path), allowed))
         selected = list(document.select(environment=target.environment, tags=tags))  # type: ignore[arg-type]
         chosen = [_chosen(package, file, Path(path).parent) for package, file in selected]
-    except (pylock.PylockValidationError, pylock.PylockUnsupportedVersionError) as error:
+    except (pylock.PylockValidationError, pylock.PylockUnsupportedVersionError, ValueError) as error:
         raise ConfigError(f"{name} is not a lock file that can be read: {error}.", _REMEDY) from error
     except pylock.PylockSelectError as error:
         raise ConfigError(f"{name} has nothing for the worker's Python: {error}", _REMEDY) from error
