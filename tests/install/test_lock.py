@@ -513,6 +513,15 @@ def test_a_lock_file_that_says_nothing_for_this_python_is_refused(
     assert refused.value.remedy.startswith("Run `packhorse lock`")
 
 
+@pytest.mark.parametrize("hashes", ["crc32 = '00'", "shake_128 = '00'", "sha256 = ''"])
+def test_a_file_that_no_hash_can_be_held_against_is_refused(
+    installer: Installer, tmp_path: Path, hashes: str
+) -> None:
+    text = f"[[packages]]\nname = 'foo'\narchive = {{path = 'foo-1.0.zip', hashes = {{{hashes}}}}}\n"
+    with pytest.raises(ConfigError, match=r"foo-1\.0\.zip has no hash that can be checked"):
+        installer(lock=_locked(tmp_path, text))
+
+
 @pytest.mark.parametrize("tool", ["tool.packhorse = 3", "tool.packhorse.wheels = 3"])
 def test_what_another_tool_says_of_itself_does_not_matter(
     index: Index, installer: Installer, tmp_path: Path, tool: str

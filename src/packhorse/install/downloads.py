@@ -152,7 +152,7 @@ class _Download:
     ) -> None:
         self._downloads, self._url, self._path = downloads, url, path
         self._allowed = allowed
-        self._expected = {name: hashes[name].lower() for name in _checkable(hashes)}
+        self._expected = {name: hashes[name].lower() for name in checkable(hashes)}
         self._size = size
         self._file = path.name
         self._etag = ""
@@ -292,7 +292,7 @@ def retry_after(response: urllib3.BaseHTTPResponse) -> float:
     return 0
 
 
-def _checkable(hashes: Mapping[str, str]) -> list[str]:
+def checkable(hashes: Mapping[str, str]) -> list[str]:
     """The algorithms to check by: the strong ones, and only where there are none the weak."""
     return [name for name in _CHECKED if hashes.get(name)] or [name for name in _WEAK if hashes.get(name)]
 
@@ -320,7 +320,7 @@ def checked(
 ) -> str:
     """The SHA-256 of a file of this machine. Raises IntegrityError where it is another than was announced, and
     PackhorseError where it cannot be read."""
-    names = {"sha256", *allowed, *_checkable(hashes)}
+    names = {"sha256", *allowed, *checkable(hashes)}
     digests = {name: hashlib.new(name) for name in names}
     try:
         with open(path, "rb") as content:

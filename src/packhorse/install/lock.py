@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from packhorse import config_values
 from packhorse.errors import UNREADABLE, ConfigError
 from packhorse.install.chosen import Chosen, without_secret
+from packhorse.install.downloads import checkable
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.log import without_credentials
 
@@ -177,6 +178,11 @@ def chosen_by(
         # An archive is chosen without a look at its name (PEP 751).
         if each.direct is not None and each.is_wheel and fitting.isdisjoint(_tags(each.file)):
             raise ConfigError(f"{name}: {each.file} does not fit the worker's Python.", _REMEDY)
+        if each.hashes and not checkable(each.hashes):
+            raise ConfigError(
+                f"{name}: {each.file} has no hash that can be checked.",
+                "Make it anew with the tool that made it, with sha256, or run `packhorse lock`.",
+            )
     return chosen
 
 
