@@ -240,6 +240,14 @@ def test_redirections_are_followed_when_a_download_goes_on_too(
     assert any("at 1,200,000 of 3,000,000 bytes" in note for note in fetch.notes)
 
 
+@pytest.mark.parametrize("target", ["http://[::1/foo.whl", "file:///etc/passwd", "ftp://example.org/foo.whl"])
+def test_a_redirection_to_what_is_no_address_is_told(fetch: Client, index: Index, target: str) -> None:
+    index.fail(FILE, Status(302, {"Location": target}))
+    with pytest.raises(PackhorseError, match=r"leads to .*, which is no address to download from"):
+        fetch()
+    assert not fetch.notes
+
+
 def test_redirections_without_end_are_told(fetch: Client, index: Index) -> None:
     index.fail(FILE, *[Status(302, {"Location": f"/files/{FILE}"})] * 20)
 

@@ -106,7 +106,7 @@ class Downloads:
             if not target:
                 return response, url
             response.close()
-            before, url = url, without_user(urljoin(url, target))
+            before, url = url, _redirected(url, target)
             private = private and not (before.startswith("https:") and url.startswith("http:"))
         raise PackhorseError(
             f"{without_credentials(url)} was reached by more than {_REDIRECTIONS} redirections.",
@@ -218,7 +218,7 @@ class _Download:
             self._pieces = 1
             etag = response.headers.get("ETag", "")
             self._etag = "" if etag.startswith("W/") else etag  # RFC 9110, section 13.1.5
-            self._size = self._size or int(response.headers.get("Content-Length", 0))
+            self._size = self._size or response.length_remaining or 0
             return False
         if status in (401, 407):
             raise RefusedError(f"the server answered {status}")
@@ -275,6 +275,20 @@ def why(error: urllib3.exceptions.HTTPError) -> str:
         wrapped = (each for each in (cause.__cause__, *cause.args[:1]) if isinstance(each, BaseException))
         cause = next(wrapped, None)
     return "the connection broke"
+
+
+def _redirected(url: str, target: str) -> str:
+    """The address that an answer names. Raises PackhorseError where it is none."""
+    try:
+        found = without_user(urljoin(url, target))
+    except ValueError:
+        found = ""
+    if found.startswith(("http://", "https://")):
+        return found
+    raise PackhorseError(
+        f"{without_credentials(url)} leads to {without_credentials(target)}, which is no address to download from.",
+        "Correct the URL, or ask who keeps the server.",
+    )
 
 
 def may_pass(status: int) -> bool:
