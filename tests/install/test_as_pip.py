@@ -17,6 +17,7 @@ from tests.install.conftest import Installer
 from tests.install.index import Index, source, wheel
 
 from packhorse.errors import ConfigError, PackhorseError
+from packhorse.install.requirements import included, lines
 
 
 def _sha256(path: Path) -> str:
@@ -312,6 +313,24 @@ def test_a_variable_may_say_where_another_file_lies(
     installer.environ["MORE"] = str(tmp_path)
     installer(requirements=[str(tmp_path / "requirements.txt")])
     assert (installer.root.packages / "foo.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "found"),
+    [
+        ("a/b/first.txt", "/c/more.txt", "c/more.txt"),
+        ("a/b/first.txt?at=x/y", "more.txt", "a/b/more.txt"),
+        ("a/b/", "../more.txt", "a/more.txt"),
+        ("a/b/first.txt", "http://example.org/more.txt?at=x/y", ""),
+    ],
+)
+def test_what_a_file_from_a_server_includes_lies_on_the_server(
+    tmp_path: Path, first: str, more: str, found: str
+) -> None:
+    (tmp_path / "requirements.txt").write_text(f"-r http://me@example.org/{first}")
+    [line] = lines([str(tmp_path / "requirements.txt")])
+    [beside] = included(line, f"-r {more}".encode())
+    assert beside.text == (f"http://me@example.org/{found}" if found else more)
 
 
 def test_another_value_of_a_variable_asks_for_something_else(

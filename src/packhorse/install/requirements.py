@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from packhorse.config_values import VARIABLE
 from packhorse.errors import ConfigError
@@ -164,7 +164,9 @@ def _parsed(content: str, path: str, kind: str, seen: set[tuple[str, str]]) -> I
                 yield Line(kind, _with_variables(text), path)
             continue
         target = _put_in(_unquoted(include[3]))
-        if "://" not in target:
+        if "://" in path:
+            target = urljoin(path, target)
+        elif "://" not in target:
             target = os.path.join(os.path.dirname(path), target)
         wanted = "constraint" if (include[1] or include[2]) in ("-c", "--constraint") else kind
         if "://" in target:
