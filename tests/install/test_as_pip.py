@@ -333,6 +333,21 @@ def test_what_a_file_from_a_server_includes_lies_on_the_server(
     assert beside.text == (f"http://me@example.org/{found}" if found else more)
 
 
+def test_a_file_from_a_server_may_need_credentials(
+    index: Index, installer: Installer, tmp_path: Path
+) -> None:
+    index.add("foo", "1.0")
+    (index.directory / "first.txt").write_text("-r more.txt\n")
+    (index.directory / "more.txt").write_text("foo\n")
+    index.credentials = "me:SECRET"
+    installer.environ["PIP_INDEX_URL"] = f"http://me:SECRET@{index.host}/simple/"
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(f"-r http://me:SECRET@{index.host}/files/first.txt\n")
+    installer(requirements=[str(requirements)])
+    assert (installer.root.packages / "foo.py").exists()
+    assert "SECRET" not in installer.log
+
+
 def test_another_value_of_a_variable_asks_for_something_else(
     index: Index, installer: Installer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

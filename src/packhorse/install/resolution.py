@@ -166,7 +166,7 @@ class Resolution:
         downloads = Downloads(self.access, engine.settings, engine.note, sleep=engine.sleep)
         path = engine.session.tmp / (parts.path.rpartition("/")[2] or "requirements.txt")
         try:
-            downloads.fetch(url, path, {})
+            downloads.fetch(access.without_user(url), path, {})
         except RefusedError as error:
             raise ConfigError(
                 f"{without_credentials(url)}, which the requirements include, cannot be read: {error}.",
