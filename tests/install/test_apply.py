@@ -90,7 +90,7 @@ def test_metadata_tells_where_a_distribution_came_from_and_all_its_files(
     index: Index, installer: Installer
 ) -> None:
     path = index.add("foo", "1.0", requires=["bar"])
-    index.add("bar", "1.0", {"bar/__init__.py": "", "bar/deep/x.py": ""})
+    index.add("bar", "1.0", {"bar/__init__.py": "", "bar/deep/x.conf.py": ""})
     installer(dependencies=[f"foo @ http://{index.host}/files/{path.name}?token=secret"])
     packages = installer.root.packages
 

@@ -12,6 +12,7 @@ import contextlib
 import csv
 import os
 import posixpath
+import re
 import warnings
 import zipfile
 import zlib
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from installer.records import RecordEntry
     from installer.utils import Scheme
 
+_BYTECODE = re.compile(r"(.+?)\.[^.]+(?:\.opt-[^.]+)?\.pyc")
+"""PEP 3147 and PEP 488; the names of sources may have dots."""
 PROVENANCE = "provenance_url.json"
 """Which file a distribution was made from (PEP 710)."""
 
@@ -260,5 +263,6 @@ def _record_bytecode(directory: Path, info: str, sources: Sequence[str]) -> None
             cache = f"{parent}/__pycache__" if parent else "__pycache__"
             with contextlib.suppress(FileNotFoundError):
                 for file in sorted(os.listdir(directory / cache)):
-                    if file.partition(".")[0] in names:
+                    made = _BYTECODE.fullmatch(file)
+                    if made is not None and made[1] in names:
                         rows.writerow([f"{cache}/{file}", "", ""])
