@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -186,6 +187,15 @@ def test_the_same_version_from_another_file_is_installed_again(index: Index, ins
     installer(dependencies=["foo", "bar"])
 
     assert (installer.root.packages / "foo.py").read_text() == "x = 2\n"
+
+
+def test_a_hash_in_capitals_is_the_same(index: Index, installer: Installer) -> None:
+    foo = index.add("foo", "1.0")
+    index.hashes[foo.name] = hashlib.sha256(foo.read_bytes()).hexdigest().upper()
+    index.add("bar", "1.0")
+    installer(dependencies=["foo"])
+    installer(dependencies=["foo", "bar"])
+    assert "1 of 2 distributions are unchanged and were linked" in installer.notes
 
 
 def test_a_package_that_lost_a_file_is_installed_again(index: Index, installer: Installer) -> None:

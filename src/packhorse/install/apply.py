@@ -209,7 +209,8 @@ def _same(chosen: Chosen, info: Path) -> bool:
             if not hashes and had.get("sha256") and chosen.is_wheel and chosen.local is not None:
                 hashes = {"sha256": sha256(chosen.local)}
             common = had.keys() & hashes.keys()
-            return bool(common or chosen.allowed) and all(had[each] == hashes[each] for each in common)
+            same = (had[each].lower() == hashes[each].lower() for each in common)
+            return bool(common or chosen.allowed) and all(same)
     return False
 
 
