@@ -144,6 +144,17 @@ def uv_wheel(index: Index) -> Path:
     return index.add("uv", "9.0", {"uv-9.0.data/scripts/uv": program})
 
 
+def test_the_python_is_the_workers_whatever_a_project_tells_uv(
+    index: Index, of_uv: Installer, tmp_path: Path
+) -> None:
+    index.add("foo", "1.0")
+    (tmp_path / "packhorse.toml").touch()
+    (tmp_path / "pyproject.toml").write_text('[tool.uv.pip]\npython-version = "3.8"\n')
+    needed = "foo ; python_version >= '3.9'"
+    result = of_uv(dependencies=[needed], engine="uv", file=tmp_path / "packhorse.toml")
+    assert result.distributions == 1
+
+
 def test_uv_is_fetched_into_the_root_where_it_is_wanted_and_not_there(
     index: Index, of_uv: Installer, uv_wheel: Path, tmp_path: Path
 ) -> None:

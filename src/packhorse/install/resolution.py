@@ -110,7 +110,9 @@ class Resolution:
         """None where uv did not find an answer and pip may."""
         environment, engine = self._environment, self._engine
         optional = environment.engine == "auto" and self._elsewhere is None
-        options: tuple[str, ...] = ("--python", engine.interpreter.path)
+        here = engine.interpreter
+        # Both: a pyproject.toml may name another version for `uv pip`.
+        options: tuple[str, ...] = ("--python", here.path, "--python-version", here.version)
         if self._elsewhere is not None:
             options = self._elsewhere.uv_options
         if environment.engine == "auto":
