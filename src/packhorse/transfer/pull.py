@@ -280,6 +280,7 @@ class _Restore:
                 encoded = self.local.bytes_of(self.store, digest)
             manifest = decode_manifest(encoded, "packages")
             _refuse_foreign(manifest, asked.result())
+        del encoded  # 5 MB for 40,000 files
         self._count(manifest)
         self.code = GpuCode(
             self.local,
