@@ -241,3 +241,14 @@ def test_credentials_of_an_index_work_and_are_never_told(index: Index, of_uv: In
 
     assert "hunter2" not in of_uv.log + "".join(of_uv.notes)
     assert not any(b"hunter2" in content for content in _tree(of_uv).values())
+
+
+def test_credentials_of_an_index_with_a_name_work(index: Index, of_uv: Installer) -> None:
+    index.add("foo", "1.0")
+    index.credentials = "me:SEC/RET"
+    del of_uv.environ["UV_DEFAULT_INDEX"], of_uv.environ["PIP_INDEX_URL"]
+    of_uv.environ["UV_DEFAULT_INDEX"] = f"our-own={index.url}"
+    of_uv.environ |= {"UV_INDEX_OUR_OWN_USERNAME": "me", "UV_INDEX_OUR_OWN_PASSWORD": "SEC/RET"}
+    of_uv(dependencies=["foo"], engine="uv")
+    assert not any("pip fetches it" in note for note in of_uv.notes)
+    assert "SEC/RET" not in of_uv.log

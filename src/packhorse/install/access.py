@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _WITH_USER = re.compile(r"https?://([^/?#\s]+)@([^/?#\s'\"]+)([^?#\s'\"@]*)")
 """The path ends where the revision of a repository begins."""
 _INDEX = re.compile(r"(https?)://(?:[^/?#\s@]+@)?([^/?#\s'\"@]+)([^?#\s'\"]*)")
+_NAMED = re.compile(r"(?:^|\s)([\w.-]+)=https?://([^/?#\s@]+)([^?#\s]*)")
+"""An index of uv with a name, by which variables tell its credentials."""
 _PATIENCE = 60.0
 """Seconds that a keyring has to answer."""
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
@@ -237,6 +239,12 @@ def access(
     for text in (*texts, lock):
         for user, netloc, path in _WITH_USER.findall(text):
             users.setdefault(netloc, {}).setdefault(path, user)
+    for text in of_uv:
+        for name, netloc, path in _NAMED.findall(text):
+            variable = f"UV_INDEX_{re.sub('[^A-Z0-9]', '_', name.upper())}"
+            pair = [environ.get(f"{variable}_{part}", "") for part in ("USERNAME", "PASSWORD")]
+            if any(pair):
+                users.setdefault(netloc, {}).setdefault(path, ":".join(map(_quoted, pair)))
     for text in texts:
         for scheme, netloc, path in _INDEX.findall(text):
             url = f"{scheme}://{netloc}{path}"
