@@ -224,6 +224,15 @@ def test_what_is_replaced_leaves_nothing_else_below_its_prefix(path: Path, file:
         assert each.digests(b"packages/c", signature) == CONTENT[0]
 
 
+def test_an_index_goes_on_after_nothing_was_left_of_it(path: Path, file: Path) -> None:
+    index = Index(path)
+    for _ in range(2):
+        index.replace(b"", [])
+    index.coming(b"models/a", CONTENT)
+    index.save()
+    assert Index(path).synced(b"models/a", CONTENT)
+
+
 def test_what_is_replaced_stays_as_it_is_vouched_for(path: Path, file: Path) -> None:
     index = _saved(path, file)
     signature = _signature(file)

@@ -103,7 +103,7 @@ class Index:
 
     @cached_property
     def _files(self) -> dict[bytes, bytes]:
-        """The packed records, by their paths. Deleting the attribute frees their memory, until they are asked for again."""
+        """The packed records, by their paths; read again when they are asked for after `_free`."""
         self._head, files = self._read()
         return files
 
@@ -197,7 +197,7 @@ class Index:
             return
         with self._replacing():
             expected = self._head.saves + 1
-            del self._files  # not twice in memory
+            self._free()  # not twice in memory
             self._head, self._files = self._merged(expected)
             atomic.write_file(self._path, _encoded(self._head, self._files.items()))
         self._changed.clear()
@@ -218,9 +218,12 @@ class Index:
             new = ((item.path, record(item)) for item in items)
             atomic.write_file(self._path, _encoded(head, itertools.chain(others.items(), new)))
         self._head = head
-        del self._files
+        self._free()
         self._changed.clear()
         self._changed_coming.clear()
+
+    def _free(self) -> None:
+        self.__dict__.pop("_files", None)
 
     def _replacing(self) -> contextlib.AbstractContextManager[None]:
         return atomic.locked(self._path.with_name(self._path.name + ".lock"))
