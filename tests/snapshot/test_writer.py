@@ -322,7 +322,7 @@ def test_what_an_earlier_index_vouches_for_is_not_opened(base: Path) -> None:
     index = Index(base.with_name("index"))
     found = scan(os.fsencode(base))
     written = _write(base, Packs(), found, index=index)
-    index.update(written.seen(b""))
+    index.update(written.seen())
     contents = {item.path: index.digests(item.path, item.signature) for item in found}
     assert set(contents.values()) == {None}, "files written a moment ago are not trusted"
     kept = {entry.path: entry for entry in written.entries() if isinstance(entry, File)}

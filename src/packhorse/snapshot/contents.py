@@ -79,13 +79,14 @@ def _gathered(file: File) -> list[tuple[int, Gathered]]:
 
 
 _HOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_AT_ONCE = _HOW | os.O_NONBLOCK
 
 
 def open_scanned(path: bytes) -> int:
     """A descriptor to read what was scanned as a file. No symbolic link is followed, and no FIFO that has taken the file's
     place is waited for: reading it gives nothing, or an error. Raises OSError."""
     try:
-        return os.open(path, _HOW | os.O_NONBLOCK)
+        return os.open(path, _AT_ONCE)
     except BlockingIOError:  # held back by a lease, until the file is there
         return os.open(path, _HOW)
 

@@ -86,6 +86,7 @@ class Written:
     stored_bytes: int = 0
     """Bytes handed to the sink."""
     _each: Callable[[], Iterator[tuple[Found, Entry, bytes]]] = lambda: iter(())
+    _prefix: bytes = b""
     _started: int = 0
     """When the tree was looked at, as the index counts time."""
 
@@ -94,10 +95,10 @@ class Written:
         for _, entry, _ in self._each():
             yield entry
 
-    def seen(self, prefix: bytes) -> Iterator[Seen]:
-        """The same for the index, which knows them by paths with this prefix."""
+    def seen(self) -> Iterator[Seen]:
+        """The same for the index."""
         for item, _, content in self._each():
-            yield Seen(prefix + item.path, item.signature, (content, item.mode), self._started)
+            yield Seen(self._prefix + item.path, item.signature, (content, item.mode), self._started)
 
 
 class _Job(NamedTuple):
@@ -175,7 +176,7 @@ def write(
     """
     started = now()  # what changed shortly before may change again while it is read
     files, links = _named_once(found)
-    written = Written()
+    written = Written(_prefix=index_prefix, _started=started)
     # What comes first in a restore lies together, and does not bring along what comes later.
     small, others = _Packer(sink, written, taken), _Packer(sink, written, taken)
     trusted = [index.digests(index_prefix + item.path, item.signature) for item in files]
@@ -214,7 +215,7 @@ def write(
             if first in left_out:
                 left_out.add(link)
     written.changed, written.unfinished = sorted(torn), sorted(unfinished)
-    written._each, written._started = partial(_entries, found, links, targets, writing), started
+    written._each = partial(_entries, found, links, targets, writing)
     return written
 
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -89,6 +89,7 @@ class Taggable(NamedTuple):
 
     encoded: Encoded
     manifest: Manifest
+    """Its entries may be missing."""
     placed: Mapping[bytes, Placed]
 
 
@@ -103,6 +104,7 @@ def clear(store: Store, condemned: Collection[str], one: Taggable) -> Taggable:
     own = frames.digest_of(raw)
     name = frames.group_digest([own]).hex()
     store.put(f"packs/{name}", raw)
-    manifest = msgspec.structs.replace(manifest, frames=(*manifest.frames, Frame(own, len(raw))))
+    whole = documents.decode_manifest(encoded, cast("documents.Kind", manifest.kind))
+    manifest = msgspec.structs.replace(whole, frames=(*whole.frames, Frame(own, len(raw))))
     placed = {**placed, own: Placed(name, 0, len(raw), frames.RAW, own)}
     return Taggable(documents.encode(manifest), manifest, placed)

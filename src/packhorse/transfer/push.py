@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -166,7 +165,7 @@ class _Push:
                 f"{readable(written.changed[0])} in packages/ changed while it was saved.",
                 "Push again when nothing installs into this root.",
             )
-        self.seen = partial(written.seen, PACKAGES)
+        self.seen = written.seen
         made_by = (
             (state.soabi, state.platform) if state.soabi else (interpreter().soabi, interpreter().platform)
         )
@@ -243,7 +242,7 @@ class _Push:
         written = self._write(
             base, chosen, index_prefix=b"", existing=self.existing.frames() | self.sent, deadline=deadline
         )
-        self.local.index.update(written.seen(b""))
+        self.local.index.update(written.seen())
         self.result.unsaved += [readable(path) for path in (*written.changed, *written.unfinished)]
         frames_used, entries = _with_used_frames(written)
         if self.result.unsaved and all(isinstance(entry, documents.Directory) for entry in entries):
@@ -267,7 +266,7 @@ class _Push:
             paths = {each.path for each in manifest.entries}
             here = [item for item in found if item.path in paths]
             written = self._write(base, here, index_prefix=b"", existing=self.sent)
-            self.local.index.update(written.seen(b""))
+            self.local.index.update(written.seen())
             self.sent |= written.placed
             if all(frame.digest in self.sent for frame in manifest.frames):
                 self.mended[entry.digest] = manifest
@@ -389,10 +388,7 @@ class _Push:
 
     def _clear(self, part: _Part) -> _Part:
         """The part, with other names for what of it is condemned."""
-        if f"manifests/{part.digest}" not in self.condemned:
-            return part
-        whole = documents.decode_manifest(part.encoded, part.part)
-        one = condemned.Taggable(part.encoded, whole, part.placed)
+        one = condemned.Taggable(part.encoded, part.manifest, part.placed)
         return part._replace(**condemned.clear(self.store, self.condemned, one)._asdict())
 
     @staticmethod
