@@ -1,8 +1,8 @@
-"""GPU code in shared libraries: which ranges of a file only some GPUs read, and how such a file is cut.
+"""Shared libraries: which ranges of a file only some GPUs read, or no program at all, and how such a file is cut.
 
-Promises to call a range cold for a GPU only where NVIDIA's published rules say that its driver picks something else;
-whatever is malformed, unknown or unsure counts as needed by all. Reads headers only, and knows no manifest. The
-rules, the layout of the containers and the sources of both are in `docs/design/010-gpu-code.md`.
+Promises to call a range cold for a GPU only where NVIDIA's published rules say that its driver picks something else, or
+where it is for debuggers, which no loader maps; whatever is malformed, unknown or unsure counts as needed by all. Knows
+no manifest. The rules, the layout of the containers and the sources of both are in `docs/design/010-gpu-code.md`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,10 +25,18 @@ LONGEST_LABEL = 256
 NEWEST = 12
 """The newest major compute capability whose rules are known here. A newer GPU needs everything."""
 
-_SECTIONS = (b".nv_fatbin\0", b"__nv_relfatbin\0")
-_MAGIC = 0xBA55ED50
-_CONTAINER = struct.Struct("<IHHQ")
-"""Magic, version, size of this header, size of the entries."""
+UNUSED = "0"
+"""The label of what no GPU needs: what is in a library for debuggers."""
+_FULL = (b".nv_fatbin\0", b"__nv_relfatbin\0")
+"""The sections that have nothing but containers."""
+_MIXED = b".cask_resource\0"
+"""One that has other things between them (cuBLASLt, cuSPARSELt, cuDNN)."""
+_BEGIN = b"\x50\xed\x55\xba\x01"
+"""Of a container: its magic and the first byte of its version."""
+_CONTAINER = struct.Struct("<5sBHQ")
+"""These, the second byte of the version, size of this header, size of the entries."""
+_FIRST_LOOK, _LOOK = 4096, 1 << 20
+"""Bytes that are read at once where the next container is looked for: at first, and at most."""
 _ENTRY = struct.Struct("<HHIQIIHHIIIQ")
 """Kind, version, size of this header, size of the payload, compressed size, offset of options, minor and major version,
 architecture, offset and length of a name, flags."""
@@ -39,6 +48,13 @@ _PLAIN, _ARCHITECTURE, _FAMILY = 0, 1 << 20, 1 << 21
 """Flags of a cubin: neither, sm_90a and its kind, sm_100f and its kind."""
 _KNOWN_FLAGS = _ARCHITECTURE | _FAMILY | 1 << 24 | 0xA011
 """Also: a cubin of sm_100 or newer, LZ4, zstd, Linux, 64 bits. Not among them: debugging."""
+
+_BITS, _SYMBOLS, _STRINGS = 1, 2, 3
+"""SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB."""
+_LOADED, _COMPRESSED = 0x2, 0x800
+"""SHF_ALLOC, SHF_COMPRESSED."""
+_LINKED = (2, 3)
+"""ET_EXEC and ET_DYN: who loads these looks at segments. A linker needs the symbols of other files."""
 
 _END = 1000
 _COMPATIBLE = frozenset((50, 52, 60, 61, 70, 75, 80, 86, 89, 90, 100, 103, 120, 121))
@@ -78,6 +94,15 @@ class _Entry(NamedTuple):
     variant: int
 
 
+class _Place(NamedTuple):
+    """A section of which something may be cold: start and end in the file, and what it is."""
+
+    start: int
+    end: int
+    what: str
+    """"full" of containers, "mixed" with other things, or "debugging"."""
+
+
 class _MalformedError(Exception):
     """The bytes are not what they should be, or are of a kind that is not known here."""
 
@@ -85,13 +110,16 @@ class _MalformedError(Exception):
 def extents(descriptor: int, size: int) -> list[Extent]:
     """The ranges of the file of `size` bytes, in order and without gaps; neighbours differ in `gpus`.
 
-    A file without GPU code, or one whose ELF headers are malformed, is one extent that all need. A malformed container
+    A file that is no library, or one whose ELF headers are malformed, is one extent that all need. A malformed container
     counts as needed; where one cannot be told from the next, so does the rest of its section. Never raises.
     """
     cold: list[Extent] = []
     try:
-        for start, end in _sections(descriptor, size):
-            cold.extend(_cold(descriptor, start, end))
+        for place in _places(descriptor, size):
+            if place.what != "debugging":
+                cold.extend(_cold(descriptor, place))
+            elif place.end - place.start >= LEAST_COLD:
+                cold.append(Extent(place.start, place.end - place.start, UNUSED))
     except (OSError, _MalformedError):
         cold = []
     return list(_covering(cold, size))
@@ -238,14 +266,14 @@ def _ask_cuda(cuda: CDLL) -> set[int]:
 
 
 def _covering(cold: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """The cold extents, which are in order and have headers between them, and all that lies around them."""
-    position = 0
-    for extent in cold:
-        yield Extent(position, extent.offset - position, "")
-        yield extent
+    """The cold extents, which are in order, and all that lies around them."""
+    ranges, position = [], 0
+    for extent in (*cold, Extent(size, 0, "")):
+        ranges += [Extent(position, extent.offset - position, ""), extent]
         position = extent.offset + extent.length
-    if position < size:
-        yield Extent(position, size - position, "")
+    for gpus, alike in groupby((extent for extent in ranges if extent.length), lambda extent: extent.gpus):
+        first, *more = alike
+        yield Extent(first.offset, first.length + sum(extent.length for extent in more), gpus)
 
 
 def _read(descriptor: int, length: int, offset: int, end: int) -> bytes:
@@ -258,53 +286,112 @@ def _read(descriptor: int, length: int, offset: int, end: int) -> bytes:
     return read
 
 
-def _sections(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """Start and end of the sections with GPU code, in order (System V ABI, chapter 4, "ELF Header" and "Sections").
+def _places(descriptor: int, size: int) -> list[_Place]:
+    """The sections of which something may be cold, in order (System V ABI, chapter 4, "ELF Header" and "Sections").
 
     Only of 64-bit little-endian ELF files, and only where nothing else of the file lies in the same bytes.
     """
     header = _read(descriptor, 64, 0, size)
     if header[:6] != b"\x7fELF\x02\x01":
         return []
-    table, entry_size, count, names = struct.unpack("<40xQ10xHHH", header)
+    form, segments, table, segment_size, segment_count, entry_size, count, names = struct.unpack(
+        "<16xH14xQQ6xHHHHH", header
+    )
     if entry_size != 64 or names >= count:
         return []
     sections = list(struct.iter_unpack("<IIQQQQIIQQ", _read(descriptor, 64 * count, table, size)))
     strings = _read(descriptor, min(sections[names][5], 1 << 20), sections[names][4], size)
-    found: list[tuple[int, int]] = []
+    linked = form in _LINKED
+    named = {section[6] for section in sections if section[1] == _SYMBOLS} - {names} if linked else set()
+    places: list[_Place] = []
     others = [(0, 64), (table, table + 64 * count)]
-    for name, kind, flags, _, offset, length, *_ in sections:
+    for number, (name, kind, flags, _, offset, length, *_) in enumerate(sections):
         if kind in {0, 8} or not length:  # SHT_NULL, SHT_NOBITS: no bytes in the file
             continue
-        fatbin = strings.startswith(_SECTIONS, name) and not flags & 0x800  # SHF_COMPRESSED
-        (found if fatbin else others).append((offset, offset + length))
-    found.sort()
-    for number, (start, end) in enumerate(found):
-        if end > size or any(first < end and start < last for first, last in (*others, *found[:number])):
+        what = ""
+        if not flags & _COMPRESSED and strings.startswith((*_FULL, _MIXED), name):
+            what = "mixed" if strings.startswith(_MIXED, name) else "full"
+        elif (
+            linked
+            and not flags & _LOADED
+            and (
+                kind == _SYMBOLS
+                or (kind == _STRINGS and number in named)
+                or (kind == _BITS and strings.startswith(b".debug_", name))
+            )
+        ):
+            what = "debugging"
+        if what:
+            places.append(_Place(offset, offset + length, what))
+        else:
+            others.append((offset, offset + length))
+    _require_apart(places, others, size)
+    if any(place.what == "debugging" for place in places):
+        if segment_count and segment_size != 56:
             raise _MalformedError
-    return found
+        loaded = struct.iter_unpack("<8xQ16xQ16x", _read(descriptor, 56 * segment_count, segments, size))
+        others = [
+            (segments, segments + 56 * segment_count),
+            *((start, start + length) for start, length in loaded),
+        ]
+        _require_apart([place for place in places if place.what == "debugging"], others, size)
+    return sorted(places)
 
 
-def _cold(descriptor: int, start: int, end: int) -> Iterator[Extent]:
-    """The payloads of a section that not every GPU needs; ends where what follows is no container."""
-    while start < end:
+def _require_apart(places: Iterable[_Place], others: Iterable[tuple[int, int]], size: int) -> None:
+    """Raise _MalformedError where a place reaches beyond the file or has a byte in common with anything else."""
+    end = end_of_places = 0
+    for start, stop, is_place in sorted(
+        [
+            *((start, stop, True) for start, stop, _ in places),
+            *((start, stop, False) for start, stop in others),
+        ]
+    ):
+        if start < (end if is_place else end_of_places) or (is_place and stop > size):
+            raise _MalformedError
+        end = max(end, stop)
+        if is_place:
+            end_of_places = max(end_of_places, stop)
+
+
+def _cold(descriptor: int, place: _Place) -> Iterator[Extent]:
+    """The payloads of a section that not every GPU needs; ends where a container is none after all."""
+    position = place.start
+    while position < place.end:
+        if place.what == "mixed":
+            position = _next(descriptor, position, place.end)
         try:
-            header = _read(descriptor, _CONTAINER.size, start, end)
-            magic, version, header_size, length = _CONTAINER.unpack(header)
-            stop = start + header_size + length
-            if magic != _MAGIC or version != 1 or header_size < _CONTAINER.size or stop > end:
-                return
+            begin, version, header_size, length = _CONTAINER.unpack(
+                _read(descriptor, _CONTAINER.size, position, place.end)
+            )
         except _MalformedError:
             return
+        start = position + header_size
+        position = start + length
+        if begin != _BEGIN or version or header_size < _CONTAINER.size or position > place.end:
+            return
         try:
-            found = list(_entries(descriptor, start + header_size, stop))
+            found = list(_entries(descriptor, start, position))
         except _MalformedError:
             found = []
         labels = _labels(tuple(entry for _, _, entry in found)) if len(found) <= _ENTRIES_MOST else ()
         for (offset, size, _), gpus in zip(found, labels):
             if gpus and size >= LEAST_COLD:
                 yield Extent(offset, size, gpus)
-        start = stop
+
+
+def _next(descriptor: int, position: int, end: int) -> int:
+    """Where the next container seems to begin; `end` where none does."""
+    look = _FIRST_LOOK
+    while position < end:
+        read = os.pread(descriptor, min(look, end - position), position)
+        if (found := read.find(_BEGIN)) >= 0:
+            return position + found
+        if len(read) < len(_BEGIN):
+            break
+        position += len(read) - len(_BEGIN) + 1
+        look = min(2 * look, _LOOK)
+    return end
 
 
 def _entries(descriptor: int, position: int, stop: int) -> Iterator[tuple[int, int, _Entry]]:
