@@ -101,7 +101,18 @@ def library(
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     content[:64] = ident + struct.pack(
         "<HHIQQQIHHHHHH",
-        *(form, 62, 1, 0, 64 if segments else 0, len(content), 0, 64, segment_size if segments else 0, len(segments)),
+        *(
+            form,
+            62,
+            1,
+            0,
+            64 if segments else 0,
+            len(content),
+            0,
+            64,
+            segment_size if segments else 0,
+            len(segments),
+        ),
         *(64, len(table), len(table) - 1),
     )
     return bytes(content) + b"".join(table)

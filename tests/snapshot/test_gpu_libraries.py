@@ -9,9 +9,11 @@ import os
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from tests.snapshot.fatbins import check_cover, cuobjdump, extents_of_file, says_itself, with_holes
 
 from packhorse.snapshot import gpu
@@ -49,22 +51,26 @@ def _listed(path: Path, work: Path) -> Counter[tuple[str, int]]:
     )
 
 
+def _cold(path: Path) -> Iterator[tuple[int, str, int]]:
+    """Where each payload lies that is cold for some GPU, its kind and its architecture, which must be one that needs it."""
+    extents = extents_of_file(path)
+    check_cover(extents, path.stat().st_size)
+    with path.open("rb") as library:
+        for offset, length, gpus in extents:
+            if gpus not in ("", gpu.UNUSED):
+                library.seek(offset)
+                kind, architecture = says_itself(library.read(length))
+                assert kind != "unknown", offset
+                assert kind == "ptx" or gpu.needed(gpus, architecture), (offset, gpus, architecture)
+                yield offset, kind, architecture
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_every_payload_that_is_cold_for_some_gpu_is_one_that_cuobjdump_lists_and_names_another(
     name: str, tmp_path: Path
 ) -> None:
     path = _found(name)
-    extents = extents_of_file(path)
-    check_cover(extents, path.stat().st_size)
-    cold: Counter[tuple[str, int]] = Counter()
-    with path.open("rb") as library:
-        for offset, length, gpus in extents:
-            if gpus:
-                library.seek(offset)
-                kind, architecture = says_itself(library.read(length))
-                assert kind != "unknown", offset
-                assert kind == "ptx" or gpu.needed(gpus, architecture), (offset, gpus, architecture)
-                cold[kind, architecture] += 1
+    cold = Counter((kind, architecture) for _, kind, architecture in _cold(path))
     listed = _listed(path, tmp_path)
     assert cold <= listed, cold - listed
     assert cold.total() > 100
@@ -72,3 +78,11 @@ def test_every_payload_that_is_cold_for_some_gpu_is_one_that_cuobjdump_lists_and
     for capability in GPUS:
         assert with_holes(path, sparse, capability) > 1_000_000
     sparse.unlink()
+
+
+def test_code_that_cuobjdump_does_not_list_is_for_the_gpus_that_it_is_called_needed_by() -> None:
+    path = _found("libcudnn_engines_precompiled.so.9")
+    with path.open("rb") as file:
+        section = ELFFile(file).get_section_by_name(".cask_resource")
+        start, end = section["sh_offset"], section["sh_offset"] + section["sh_size"]
+    assert sum(start <= offset < end for offset, _, _ in _cold(path)) > 100
