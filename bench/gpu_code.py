@@ -1,4 +1,4 @@
-"""How much of a directory of libraries is cold, GPU code and what debuggers read, and what cutting so does to the compression.
+"""How much of the GPU code in a directory of libraries is cold, and what cutting by GPU does to the compression.
 
 `--check` holds each library against NVIDIA's cuobjdump: it must extract the same code for a GPU from a copy in which
 all that is cold for that GPU is missing, and no cold code may be one that names this GPU itself.
@@ -67,9 +67,9 @@ def main() -> None:
     report(
         arguments.json,
         {"libraries": libraries, "libraries_read": read, "read_seconds": seconds, "checks": checks},
-        [table("what is cold", ["library", *heads], rows)],
+        [table("GPU code", ["library", *heads], rows)],
         [
-            f"{read:,} libraries read in {seconds:.3f} s; in {len(libraries):,} something is cold.",
+            f"{read:,} libraries read in {seconds:.3f} s; {len(libraries):,} have GPU code.",
             *(f"{what}: {count:,}." for what, count in sorted(checks.items())),
             ran_on(),
         ],
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _measured(path: Path, gpus: Iterable[int], *, compress: bool) -> tuple[float, Row]:
-    """The seconds that reading the headers took, and the row of the table; an empty one where nothing is cold."""
+    """The seconds that reading the headers took, and the row of the table; an empty one where there is no GPU code."""
     size = path.stat().st_size
     descriptor = os.open(path, os.O_RDONLY)
     started = time.perf_counter()
@@ -119,7 +119,7 @@ def _checked(path: Path, gpus: Iterable[int]) -> Counter[str]:
         }
         descriptor = os.open(path, os.O_RDONLY)
         for offset, length, label in gpu.extents(descriptor, path.stat().st_size):
-            if label not in ("", gpu.UNUSED):
+            if label:
                 kind, architecture = says_itself(os.pread(descriptor, length, offset))
                 done[f"cold code checked by what it says of itself: {kind}"] += 1
                 if kind == "cubin" and not gpu.needed(label, architecture):

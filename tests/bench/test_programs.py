@@ -72,7 +72,7 @@ def test_gpu_code(tmp_path: Path) -> None:
     (tmp_path / "packages" / "link.so").symlink_to("nvidia/library.so")
     (tmp_path / "packages" / "other.so").write_bytes(b"no library")
     text, figures = printed(tmp_path, "gpu_code.py", "packages", "--gpus", "sm_90", "--check")
-    rows = table(text, "what is cold")
+    rows = table(text, "GPU code")
     [(name, row)] = figures["libraries"].items()
     assert name == "nvidia/library.so"
     assert (figures["libraries_read"], row["size"]) == (2, nvjpeg.stat().st_size)

@@ -1,4 +1,4 @@
-"""Shared libraries, made by hand: ELF files whose sections hold fatbin containers, or what debuggers read.
+"""Shared libraries with GPU code, made by hand: ELF files whose sections hold fatbin containers.
 
 Code is named as NVIDIA's compiler names it: "sm_90", "sm_90a", "sm_100f" are cubins, "compute_90" is PTX.
 """
@@ -11,7 +11,6 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,54 +65,31 @@ def container(*entries: Code, magic: int = 0xBA55ED50, version: int = 1, says: i
 
 
 class Section(NamedTuple):
-    """A section of an ELF file; `says` is the size in its header where that is a lie, `link` that field of it."""
+    """A section of an ELF file; `says` is the size in its header where that is a lie."""
 
     name: bytes
     content: bytes
     kind: int = 1
     flags: int = 0
     says: int | None = None
-    link: int = 0
 
 
-def library(
-    *sections: Section, form: int = 3, segments: Sequence[tuple[int, int]] = (), segment_size: int = 56
-) -> bytes:
-    """A 64-bit ELF file with these sections, the names and the table of the sections at its end.
-
-    `form` is its type, 3 for a shared library. `segments` are offset and size of what a loader maps.
-    """
+def library(*sections: Section) -> bytes:
+    """A 64-bit ELF file with these sections, the names and the table of the sections at its end."""
     names = b"\0" + b"".join(section.name + b"\0" for section in sections) + b".shstrtab\0"
     content, table = bytearray(64), [bytes(64)]
-    for offset, length in segments:
-        content += struct.pack("<IIQQQQQQ", 1, 5, offset, 0, 0, length, length, 4096).ljust(
-            segment_size, b"\0"
-        )
-    for name, body, kind, flags, says, link in (*sections, Section(b".shstrtab", names, 3)):
+    for name, body, kind, flags, says in (*sections, Section(b".shstrtab", names, 3)):
         content += bytes(-len(content) % 16)
         length = len(body) if says is None else says
         header = struct.pack(
-            "<IIQQQQIIQQ", names.index(name), kind, flags, 0, len(content), length, link, 0, 8, 0
+            "<IIQQQQIIQQ", names.index(name), kind, flags, 0, len(content), length, 0, 0, 8, 0
         )
         table.append(header)
         content += body
     content += bytes(-len(content) % 8)
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     content[:64] = ident + struct.pack(
-        "<HHIQQQIHHHHHH",
-        *(
-            form,
-            62,
-            1,
-            0,
-            64 if segments else 0,
-            len(content),
-            0,
-            64,
-            segment_size if segments else 0,
-            len(segments),
-        ),
-        *(64, len(table), len(table) - 1),
+        "<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, len(content), 0, 64, 0, 0, 64, len(table), len(table) - 1
     )
     return bytes(content) + b"".join(table)
 

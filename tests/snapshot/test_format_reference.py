@@ -188,15 +188,10 @@ def labelled(content: bytes) -> list[tuple[int, int, str]]:
     table, count, names = number(content, 40, 8), number(content, 60, 2), number(content, 62, 2)
     headers = [content[table + 64 * each : table + 64 * each + 64] for each in range(count)]
     strings = number(headers[names], 24, 8)
-    symbols = [header for header in headers if number(header, 4, 4) == 2]
-    for index, header in enumerate(headers):
+    for header in headers:
         name = content[strings + number(header, 0, 4) :][:20].partition(b"\0")[0]
-        kind, loaded = number(header, 4, 4), number(header, 8, 8) & 2
         position = number(header, 24, 8)
         end = position + number(header, 32, 8)
-        of_symbols = kind == 3 and index != names and index in [number(each, 40, 4) for each in symbols]
-        if not loaded and (kind == 2 or of_symbols or (kind == 1 and name.startswith(b".debug_"))):
-            found.append((position, end, "0"))
         if name == b".cask_resource":
             while (position := content.find(b"\x50\xed\x55\xba\1", position, end)) >= 0:
                 behind = position + number(content, position + 6, 2)
@@ -304,9 +299,6 @@ def gpu_library(noise: random.Random) -> bytes:
         Section(
             b".cask_resource", noise.randbytes(5000) + containers[1] + b"..." + container(some("sm_121"))
         ),
-        Section(b".debug_info", noise.randbytes(9 * MEBIBYTE)),
-        Section(b".symtab", noise.randbytes(24_001), kind=2, link=8),
-        Section(b".strtab", noise.randbytes(5001), kind=3),
     )
 
 
@@ -530,7 +522,7 @@ def test_files_are_cut_as_described(store: Path) -> None:
     assert manifest["frames"] == [[*frame, label] for frame, label in expected.items()]
     assert len(expected) > 4, "several groups and several pieces"
     labels = {label for *_, label in manifest["frames"]}
-    assert {"", "0", "121-129", "80-89", "90-99", "100-102,104-110", "101,110-119", "76-79,81-"} <= labels, (
+    assert {"", "121-129", "80-89", "90-99", "100-102,104-110", "101,110-119", "76-79,81-"} <= labels, (
         "GPU code of every kind"
     )
     [library] = [entry for entry in files if entry[1] == b"package/gpu.so"]

@@ -1,6 +1,4 @@
-"""GPU code, and what debuggers read: that nothing a GPU may read is called cold, that nothing is lost, and that no input
-is too strange.
-"""
+"""GPU code: that nothing a GPU may read is called cold, that nothing is lost, and that no input is too strange."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -273,6 +272,25 @@ def test_after_what_only_begins_like_a_container_the_rest_of_the_section_is_need
     assert [extent.gpus for extent in extents] == ["", "70-79", "", "70-79", ""]
 
 
+def test_a_container_of_countless_entries_takes_little_memory(tmp_path: Path) -> None:
+    entry = code("sm_80", 0)
+    path = tmp_path / "lib.so"
+    path.write_bytes(library(Section(FATBIN, container(entry._replace(payload=entry.header * 100_000)))))
+    tracemalloc.start()
+    try:
+        assert extents_of_file(path) == [Extent(0, path.stat().st_size, "")]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_library_of_countless_sections_takes_no_time(tmp_path: Path) -> None:
+    """Each is compared with its neighbours, not with all others."""
+    sections = [Section(FATBIN, b"."), *[Section(FATBIN, b".")] * 60_000]
+    content = library(*sections)
+    assert extents_of(content, tmp_path / "lib.so") == [Extent(0, len(content), "")]
+
+
 FATBIN_SECTION = Section(FATBIN, GOOD)
 LIBRARY = library(TEXT, FATBIN_SECTION)
 
@@ -368,113 +386,6 @@ def test_a_file_that_cannot_be_read_or_shrinks_is_needed(tmp_path: Path) -> None
     os.truncate(path, 5000)
     assert gpu.extents(reading, len(LIBRARY)) == [Extent(0, len(LIBRARY), "")]
     os.close(reading)
-
-
-# What debuggers read
-
-INFO, LINES = Section(b".debug_info", b"i" * 9000), Section(b".debug_line", b"l" * 5008)
-SYMBOLS = Section(b".symtab", b"s" * 4808, kind=2, link=4)
-STRINGS = Section(b".strtab", b"n" * 4096, kind=3)
-LOADED = 2
-
-
-def _unused(content: bytes, path: Path) -> bytes:
-    """The first byte of each range that is for debuggers alone."""
-    return bytes(content[offset] for offset, _, gpus in extents_of(content, path) if gpus == gpu.UNUSED)
-
-
-def test_what_debuggers_read_is_what_no_gpu_needs(tmp_path: Path) -> None:
-    content = library(TEXT, INFO, SYMBOLS, STRINGS, segments=[(0, 64), (64, 5112)])
-    assert _unused(content, tmp_path / "lib.so") == b"isn"
-    extents = extents_of_file(tmp_path / "lib.so")
-    check_cover(extents, len(content))
-    assert all(
-        gpu.needed(extent.gpus, number) == (not extent.gpus) for extent in extents for number in (50, 90, 121)
-    )
-    assert all(gpu.needed(extent.gpus, 130) for extent in extents)
-
-
-def test_ranges_for_debuggers_next_to_each_other_are_one(tmp_path: Path) -> None:
-    content = library(TEXT, LINES, LINES._replace(name=b".debug_str"), segments=[(0, 64)])
-    check_cover(extents_of(content, tmp_path / "lib.so"), len(content))
-    assert [extent.length for extent in extents_of_file(tmp_path / "lib.so") if extent.gpus] == [2 * 5008]
-
-
-@pytest.mark.parametrize(
-    ("sections", "unused"),
-    [
-        ([TEXT, INFO._replace(content=b"i" * (gpu.LEAST_COLD - 1))], b""),
-        ([TEXT, INFO._replace(flags=LOADED)], b""),
-        ([TEXT, INFO._replace(name=b".debug")], b""),
-        ([TEXT, INFO._replace(name=b"pydata")], b""),
-        ([TEXT, INFO._replace(kind=7)], b""),
-        ([TEXT, INFO._replace(flags=0x800)], b"i"),
-        ([TEXT, INFO, SYMBOLS._replace(kind=11), STRINGS], b"i"),
-        ([TEXT, INFO, SYMBOLS._replace(flags=LOADED), STRINGS], b"in"),
-        ([TEXT, INFO, SYMBOLS._replace(link=1), STRINGS], b"is"),
-        ([TEXT, INFO, SYMBOLS, STRINGS._replace(flags=LOADED)], b"is"),
-        ([TEXT, INFO, SYMBOLS._replace(link=1 << 31), STRINGS], b"is"),
-        ([TEXT, INFO, SYMBOLS._replace(says=4900), STRINGS], b""),
-        ([TEXT._replace(says=5100), INFO], b""),
-        ([TEXT, INFO._replace(says=1 << 40)], b""),
-    ],
-    ids=[
-        *("too short", "loaded", "another name", "a program's own", "a note", "compressed"),
-        *("symbols of the loader", "loaded symbols", "no names", "loaded names", "names nowhere"),
-        *("overlapping", "overlapped", "too long"),
-    ],
-)
-def test_of_what_no_segment_has_only_what_is_known_to_be_for_debuggers_is_unused(
-    sections: list[Section], unused: bytes, tmp_path: Path
-) -> None:
-    assert _unused(library(*sections, segments=[(0, 64)]), tmp_path / "lib.so") == unused
-
-
-def test_names_that_the_sections_share_with_the_symbols_are_needed(tmp_path: Path) -> None:
-    names = [Section(b"%04d" % number, b".") for number in range(1000)]
-    content = library(*names, SYMBOLS._replace(link=len(names) + 2), segments=[(0, 64)])
-    assert _unused(content, tmp_path / "lib.so") == b"s"
-
-
-@pytest.mark.parametrize("form", [1, 4], ids=["relocatable", "a core"])
-def test_what_is_no_library_or_program_is_needed(form: int, tmp_path: Path) -> None:
-    content = library(TEXT, INFO, SYMBOLS, STRINGS, segments=[(0, 64)], form=form)
-    assert _unused(content, tmp_path / "lib.so") == b""
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        library(TEXT, INFO, segments=[(0, 64), (6000, 10)]),
-        library(TEXT, INFO, segments=[(0, 1 << 40)]),
-        library(TEXT, INFO, segments=[(0, 64)], segment_size=64),
-        _patched(library(TEXT, INFO, segments=[(0, 64)]), 56, b"\xff\xff"),
-        _patched(library(TEXT, INFO, segments=[(0, 64)]), 32, b"\x80\x14"),
-    ],
-    ids=["in a segment", "in a large one", "of another kind", "too many segments", "segments there"],
-)
-def test_what_a_loader_may_read_is_needed(content: bytes, tmp_path: Path) -> None:
-    assert _unused(library(TEXT, INFO, segments=[(0, 64)]), tmp_path / "lib.so") == b"i"
-    assert extents_of(content, tmp_path / "lib.so") == [Extent(0, len(content), "")]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ELF files are for Linux")
-def test_a_real_library_works_without_what_debuggers_read(tmp_path: Path) -> None:
-    whole, sparse = tmp_path / "whole.so", tmp_path / "sparse.so"
-    functions = "\n".join(
-        f"int a_long_name_{number}(int x) {{ return x + {number}; }}" for number in range(300)
-    )
-    command = ["cc", "-g", "-shared", "-fPIC", "-o", whole, "-x", "c", "-"]
-    subprocess.run(command, input=functions, text=True, check=True)
-    assert with_holes(whole, sparse, 90) > 10_000
-    kept = b"".join(
-        sparse.read_bytes()[offset : offset + length]
-        for offset, length, gpus in extents_of_file(whole)
-        if gpus
-    )
-    assert not kept.strip(b"\0")
-    program = f"import ctypes; print(ctypes.CDLL({str(sparse)!r}).a_long_name_299(1))"
-    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "300\n"
 
 
 ARCHITECTURES = st.sampled_from([50, 61, 75, 80, 86, 87, 89, 90, 100, 101, 103, 110, 120, 121, 130])

@@ -57,7 +57,7 @@ def _cold(path: Path) -> Iterator[tuple[int, str, int]]:
     check_cover(extents, path.stat().st_size)
     with path.open("rb") as library:
         for offset, length, gpus in extents:
-            if gpus not in ("", gpu.UNUSED):
+            if gpus:
                 library.seek(offset)
                 kind, architecture = says_itself(library.read(length))
                 assert kind != "unknown", offset

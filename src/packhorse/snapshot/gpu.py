@@ -1,8 +1,8 @@
-"""Shared libraries: which ranges of a file only some GPUs read, or no program at all, and how such a file is cut.
+"""GPU code in shared libraries: which ranges of a file only some GPUs read, and how such a file is cut.
 
-Promises to call a range cold for a GPU only where NVIDIA's published rules say that its driver picks something else, or
-where it is for debuggers, which no loader maps; whatever is malformed, unknown or unsure counts as needed by all. Knows
-no manifest. The rules, the layout of the containers and the sources of both are in `docs/design/010-gpu-code.md`.
+Promises to call a range cold for a GPU only where NVIDIA's published rules say that its driver picks something else;
+whatever is malformed, unknown or unsure counts as needed by all. Decodes headers only, and knows no manifest. The
+rules, the layout of the containers and the sources of both are in `docs/design/010-gpu-code.md`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ LONGEST_LABEL = 256
 NEWEST = 12
 """The newest major compute capability whose rules are known here. A newer GPU needs everything."""
 
-UNUSED = "0"
-"""The label of what no GPU needs: what is in a library for debuggers."""
 _FULL = (b".nv_fatbin\0", b"__nv_relfatbin\0")
 """The sections that have nothing but containers."""
 _MIXED = b".cask_resource\0"
@@ -48,13 +46,6 @@ _PLAIN, _ARCHITECTURE, _FAMILY = 0, 1 << 20, 1 << 21
 """Flags of a cubin: neither, sm_90a and its kind, sm_100f and its kind."""
 _KNOWN_FLAGS = _ARCHITECTURE | _FAMILY | 1 << 24 | 0xA011
 """Also: a cubin of sm_100 or newer, LZ4, zstd, Linux, 64 bits. Not among them: debugging."""
-
-_BITS, _SYMBOLS, _STRINGS = 1, 2, 3
-"""SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB."""
-_LOADED, _COMPRESSED = 0x2, 0x800
-"""SHF_ALLOC, SHF_COMPRESSED."""
-_LINKED = (2, 3)
-"""ET_EXEC and ET_DYN: who loads these looks at segments. A linker needs the symbols of other files."""
 
 _END = 1000
 _COMPATIBLE = frozenset((50, 52, 60, 61, 70, 75, 80, 86, 89, 90, 100, 103, 120, 121))
@@ -94,13 +85,12 @@ class _Entry(NamedTuple):
     variant: int
 
 
-class _Place(NamedTuple):
-    """A section of which something may be cold: start and end in the file, and what it is."""
+class _Section(NamedTuple):
+    """One that holds containers: start and end in the file, and whether other things lie between them."""
 
     start: int
     end: int
-    what: str
-    """"full" of containers, "mixed" with other things, or "debugging"."""
+    mixed: bool
 
 
 class _MalformedError(Exception):
@@ -110,16 +100,13 @@ class _MalformedError(Exception):
 def extents(descriptor: int, size: int) -> list[Extent]:
     """The ranges of the file of `size` bytes, in order and without gaps; neighbours differ in `gpus`.
 
-    A file that is no library, or one whose ELF headers are malformed, is one extent that all need. A malformed container
+    A file without GPU code, or one whose ELF headers are malformed, is one extent that all need. A malformed container
     counts as needed; where one cannot be told from the next, so does the rest of its section. Never raises.
     """
     cold: list[Extent] = []
     try:
-        for place in _places(descriptor, size):
-            if place.what != "debugging":
-                cold.extend(_cold(descriptor, place))
-            elif place.end - place.start >= LEAST_COLD:
-                cold.append(Extent(place.start, place.end - place.start, UNUSED))
+        for section in _sections(descriptor, size):
+            cold.extend(_cold(descriptor, section))
     except (OSError, _MalformedError):
         cold = []
     return list(_covering(cold, size))
@@ -266,14 +253,14 @@ def _ask_cuda(cuda: CDLL) -> set[int]:
 
 
 def _covering(cold: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """The cold extents, which are in order, and all that lies around them."""
-    ranges, position = [], 0
-    for extent in (*cold, Extent(size, 0, "")):
-        ranges += [Extent(position, extent.offset - position, ""), extent]
+    """The cold extents, which are in order and have headers between them, and all that lies around them."""
+    position = 0
+    for extent in cold:
+        yield Extent(position, extent.offset - position, "")
+        yield extent
         position = extent.offset + extent.length
-    for gpus, alike in groupby((extent for extent in ranges if extent.length), lambda extent: extent.gpus):
-        first, *more = alike
-        yield Extent(first.offset, first.length + sum(extent.length for extent in more), gpus)
+    if position < size:
+        yield Extent(position, size - position, "")
 
 
 def _read(descriptor: int, length: int, offset: int, end: int) -> bytes:
@@ -286,92 +273,67 @@ def _read(descriptor: int, length: int, offset: int, end: int) -> bytes:
     return read
 
 
-def _places(descriptor: int, size: int) -> list[_Place]:
-    """The sections of which something may be cold, in order (System V ABI, chapter 4, "ELF Header" and "Sections").
+def _sections(descriptor: int, size: int) -> list[_Section]:
+    """The sections with GPU code, in order (System V ABI, chapter 4, "ELF Header" and "Sections").
 
     Only of 64-bit little-endian ELF files, and only where nothing else of the file lies in the same bytes.
     """
     header = _read(descriptor, 64, 0, size)
     if header[:6] != b"\x7fELF\x02\x01":
         return []
-    form, segments, table, segment_size, segment_count, entry_size, count, names = struct.unpack(
-        "<16xH14xQQ6xHHHHH", header
-    )
+    table, entry_size, count, names = struct.unpack("<40xQ10xHHH", header)
     if entry_size != 64 or names >= count:
         return []
     sections = list(struct.iter_unpack("<IIQQQQIIQQ", _read(descriptor, 64 * count, table, size)))
     strings = _read(descriptor, min(sections[names][5], 1 << 20), sections[names][4], size)
-    linked = form in _LINKED
-    named = {section[6] for section in sections if section[1] == _SYMBOLS} - {names} if linked else set()
-    places: list[_Place] = []
+    found: list[_Section] = []
     others = [(0, 64), (table, table + 64 * count)]
-    for number, (name, kind, flags, _, offset, length, *_) in enumerate(sections):
+    for name, kind, flags, _, offset, length, *_ in sections:
         if kind in {0, 8} or not length:  # SHT_NULL, SHT_NOBITS: no bytes in the file
             continue
-        what = ""
-        if not flags & _COMPRESSED and strings.startswith((*_FULL, _MIXED), name):
-            what = "mixed" if strings.startswith(_MIXED, name) else "full"
-        elif (
-            linked
-            and not flags & _LOADED
-            and (
-                kind == _SYMBOLS
-                or (kind == _STRINGS and number in named)
-                or (kind == _BITS and strings.startswith(b".debug_", name))
-            )
-        ):
-            what = "debugging"
-        if what:
-            places.append(_Place(offset, offset + length, what))
+        mixed = strings.startswith(_MIXED, name)
+        if (mixed or strings.startswith(_FULL, name)) and not flags & 0x800:  # SHF_COMPRESSED
+            found.append(_Section(offset, offset + length, mixed))
         else:
             others.append((offset, offset + length))
-    _require_apart(places, others, size)
-    if any(place.what == "debugging" for place in places):
-        if segment_count and segment_size != 56:
-            raise _MalformedError
-        loaded = struct.iter_unpack("<8xQ16xQ16x", _read(descriptor, 56 * segment_count, segments, size))
-        others = [
-            (segments, segments + 56 * segment_count),
-            *((start, start + length) for start, length in loaded),
-        ]
-        _require_apart([place for place in places if place.what == "debugging"], others, size)
-    return sorted(places)
+    _require_apart(found, others, size)
+    return sorted(found)
 
 
-def _require_apart(places: Iterable[_Place], others: Iterable[tuple[int, int]], size: int) -> None:
-    """Raise _MalformedError where a place reaches beyond the file or has a byte in common with anything else."""
-    end = end_of_places = 0
-    for start, stop, is_place in sorted(
+def _require_apart(found: Iterable[_Section], others: Iterable[tuple[int, int]], size: int) -> None:
+    """Raise _MalformedError where a section reaches beyond the file or has a byte in common with anything else."""
+    end = end_of_found = 0
+    for start, stop, is_found in sorted(
         [
-            *((start, stop, True) for start, stop, _ in places),
+            *((start, stop, True) for start, stop, _ in found),
             *((start, stop, False) for start, stop in others),
         ]
     ):
-        if start < (end if is_place else end_of_places) or (is_place and stop > size):
+        if start < (end if is_found else end_of_found) or (is_found and stop > size):
             raise _MalformedError
         end = max(end, stop)
-        if is_place:
-            end_of_places = max(end_of_places, stop)
+        if is_found:
+            end_of_found = max(end_of_found, stop)
 
 
-def _cold(descriptor: int, place: _Place) -> Iterator[Extent]:
+def _cold(descriptor: int, section: _Section) -> Iterator[Extent]:
     """The payloads of a section that not every GPU needs; ends where a container is none after all."""
-    position = place.start
-    while position < place.end:
-        if place.what == "mixed":
-            position = _next(descriptor, position, place.end)
+    position = section.start
+    while position < section.end:
+        if section.mixed:
+            position = _next(descriptor, position, section.end)
         try:
             begin, version, header_size, length = _CONTAINER.unpack(
-                _read(descriptor, _CONTAINER.size, position, place.end)
+                _read(descriptor, _CONTAINER.size, position, section.end)
             )
         except _MalformedError:
             return
         start = position + header_size
         position = start + length
-        if begin != _BEGIN or version or header_size < _CONTAINER.size or position > place.end:
+        if begin != _BEGIN or version or header_size < _CONTAINER.size or position > section.end:
             return
         try:
-            found = list(_entries(descriptor, start, position))
+            found = list(islice(_entries(descriptor, start, position), _ENTRIES_MOST + 1))
         except _MalformedError:
             found = []
         labels = _labels(tuple(entry for _, _, entry in found)) if len(found) <= _ENTRIES_MOST else ()
