@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,22 @@ def test_a_changed_file_is_found_by_its_size_or_by_its_digest(packages: Path) ->
     data.write_bytes(b"x" * 1000)
     assert _check(packages) == []
     assert _only(_check(packages, digests=True)) == ("records", "problem", ["one/data.bin"])
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("shake_128=AAAA,1000", False),
+        ("shake_256=AAAA,01000", False),
+        ("md4=AAAA,1000", False),
+        (f"sha256=AAAA,{'9' * 5000}", True),
+    ],
+)
+def test_a_record_may_say_what_it_likes_of_digests_and_sizes(packages: Path, row: str, wrong: bool) -> None:
+    record = packages / "one-1.0.dist-info/RECORD"
+    record.write_text(re.sub("(?m)^one/data.bin,.*", f"one/data.bin,{row}", record.read_text()))
+    findings = _check(packages, digests=True)
+    assert [finding.paths for finding in findings] == ([["one/data.bin"]] if wrong else [])
 
 
 def test_bytecode_comes_and_goes(packages: Path) -> None:

@@ -23,6 +23,7 @@ from packhorse.progress import Progress
 
 _BYTECODE = re.compile(r"(?:(.*)/)?__pycache__/([^./]+)\.[^/]+\.pyc")
 _METADATA = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info")
+_SIZE = re.compile(r"[0-9]+")
 _SHEBANG = re.compile(rb"#!\s*(/\S+)")
 _OURS = re.compile(rb"#!/bin/sh\n'''exec' ([^\n]+?) \"\$0\" \"\$@\"\n")
 _SHOWN = 20
@@ -192,7 +193,7 @@ def _differences(
                 missing.append(path)
             elif claimed[path] > 1:
                 continue  # told as an overlap, where the contents differ
-            elif row.size.isdecimal() and int(row.size) != files[path]:
+            elif _SIZE.fullmatch(row.size) and row.size.lstrip("0") != str(files[path]).lstrip("0"):
                 changed.append(path)
             elif digests:
                 progress.advance(files[path])
