@@ -100,6 +100,14 @@ def test_files_of_no_distribution_are_told(packages: Path) -> None:
     assert finding.what == "Files belong to no distribution: single files (1), by_hand (1)."
 
 
+def test_names_do_not_command_the_terminal(packages: Path) -> None:
+    (packages / "red\x1b[31m\n").mkdir()
+    (packages / "red\x1b[31m\n" / os.fsdecode(b"\xff")).touch()
+    [finding] = _check(packages)
+    assert "red\\x1b[31m\\x0a (1)" in finding.what
+    assert finding.paths == [r"red\x1b[31m\x0a/\xff"]
+
+
 def test_two_distributions_that_wrote_one_file_are_told(index: Index, installer: Installer) -> None:
     index.add("headless", "1.0", {"cv/__init__.py": "A = 1\n", "cv/same.py": "", "cv/__pycache__/x.pyc": "a"})
     index.add("full", "1.0", {"cv/__init__.py": "B = 22\n", "cv/same.py": "", "cv/__pycache__/x.pyc": "b"})

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from packhorse.install import records
 from packhorse.install.wheels import place
 from packhorse.progress import Progress
+from packhorse.snapshot.scan import readable
 
 _BYTECODE = re.compile(r"(?:(.*)/)?__pycache__/([^./]+)\.[^/]+\.pyc")
 _METADATA = re.compile(r"(.+?)-([^-]+)\.(?:dist|egg)-info")
@@ -113,11 +114,11 @@ def _finding(
     kind: str, level: Literal["problem", "warning"], what: str, remedy: str, paths: Iterable[str] = ()
 ) -> Finding:
     listed = sorted(paths)
-    return Finding(kind, level, what, remedy, [_printable(path) for path in listed[:_SHOWN]], len(listed))
+    return Finding(kind, level, _shown(what), remedy, [_shown(path) for path in listed[:_SHOWN]], len(listed))
 
 
-def _printable(path: str) -> str:
-    return path.encode(errors="backslashreplace").decode()
+def _shown(text: str) -> str:
+    return readable(os.fsencode(text))
 
 
 # --- distributions ---
