@@ -163,6 +163,36 @@ def test_a_store_behind_a_directory_that_may_not_be_entered_is_a_problem_among_t
     assert problems - {"disks"} == {"leftovers", "store"}
 
 
+def test_what_may_not_be_read_is_a_problem_among_the_others(
+    packhorse: Packhorse, where: dict[str, str], root_path: Path
+) -> None:
+    (root_path / "packages" / "foo-1.0.dist-info").mkdir(parents=True)
+    for name, closed in (
+        ("file", "file/module.py"),
+        ("tree", "tree"),
+        ("record", "record-1.0.dist-info/RECORD"),
+    ):
+        info = root_path / "packages" / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (root_path / "packages" / name).mkdir()
+        (root_path / "packages" / name / "module.py").touch()
+        (info / "RECORD").write_text(f"{name}/module.py,sha256=AAAA,0\n{info.name}/RECORD,,\n")
+        (root_path / "packages" / closed).chmod(0)
+    done = subprocess.run(
+        [*unprivileged(), *packhorse.command, "doctor", "--json", "--digests"],
+        env={**packhorse.environ, **where},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    findings = json.loads(done.stdout)["findings"]
+    assert [(each["check"], each["paths"]) for each in findings if each["paths"]] == [
+        ("leftovers", ["foo-1.0.dist-info"]),
+        ("records", ["file/module.py", "record-1.0.dist-info/RECORD", "tree"]),
+    ]
+    assert done.returncode == 1
+
+
 @pytest.mark.namespaces
 @pytest.mark.parametrize("command", ["doctor", "verify", "status"])
 def test_a_root_that_is_mounted_read_only_can_be_looked_at(

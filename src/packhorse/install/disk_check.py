@@ -70,17 +70,36 @@ def check(
 ) -> list[Finding]:
     """All that is wrong below `packages`. `environ` is what commands start in, `digests` reads every file."""
     progress.stage("reading what the distributions say")
-    found = [_read(packages, name) for name in sorted(os.listdir(packages)) if _METADATA.fullmatch(name)]
-    files = dict(_files(packages))
-    findings = list(_versions(found))
+    closed: list[str] = []
+    """Paths that this user may not read."""
+    names = [name for name in sorted(os.listdir(packages)) if _METADATA.fullmatch(name)]
+    found = [_read(packages, name, closed) for name in names]
+    files = dict(_files(packages, closed))
+    findings = list(_versions(each for each in found if not _is_below(f"{each.directory}/RECORD", closed)))
     findings += _overlaps(found)
-    findings += _differences(found, packages, files, progress, digests)
-    findings += _unowned(found, files)
+    findings += _differences(found, packages, files, progress, digests, closed)
+    if closed:  # what those distributions own is not known
+        findings.append(
+            _finding(
+                "records",
+                "problem",
+                "Files may not be read by this user.",
+                "Change their owner or their mode.",
+                set(closed),
+            )
+        )
+    else:
+        findings += _unowned(found, files)
     findings += _commands(packages, files, environ)
     return findings
 
 
-def _read(packages: Path, directory: str) -> _Distribution:
+def _is_below(path: str, closed: Iterable[str]) -> bool:
+    """Whether `path` is one of those that may not be read, or lies in one."""
+    return any(path == each or path.startswith(f"{each}/") for each in closed)
+
+
+def _read(packages: Path, directory: str, closed: list[str]) -> _Distribution:
     match = _METADATA.fullmatch(directory)
     assert match is not None
     rows: dict[str, _Row] | None = None
@@ -92,17 +111,25 @@ def _read(packages: Path, directory: str) -> _Distribution:
             for row in csv.reader(file):
                 if len(row) == 3 and (path := place(PurePosixPath(row[0]))) is not None:
                     rows[str(path)] = _Row(row[1], row[2])
+    except PermissionError:
+        closed.append(f"{directory}/RECORD")
     except (OSError, csv.Error):
         pass
     return _Distribution(canonicalize_name(match[1]), match[2], directory, rows)
 
 
-def _files(packages: Path) -> Iterator[tuple[str, int]]:
+def _files(packages: Path, closed: list[str]) -> Iterator[tuple[str, int]]:
     """The path of each file and link, and its size."""
     base = os.fspath(packages)
     pending = [base]
     while pending:
-        with os.scandir(pending.pop()) as entries:
+        directory = pending.pop()
+        try:
+            listing = os.scandir(directory)
+        except PermissionError:
+            closed.append(directory[len(base) + 1 :])
+            continue
+        with listing as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
@@ -177,6 +204,7 @@ def _differences(
     files: Mapping[str, int],
     progress: Progress,
     digests: bool,
+    closed: list[str],
 ) -> Iterator[Finding]:
     """Files that are missing, or not what RECORD says: by size, and by content where that is asked for."""
     claimed: dict[str, int] = {}
@@ -191,15 +219,19 @@ def _differences(
             if path.endswith(".pyc"):
                 continue  # Python writes and removes it as it likes
             if path not in files:
-                missing.append(path)
+                if not _is_below(path, closed):
+                    missing.append(path)
             elif claimed[path] > 1:
                 continue  # told as an overlap, where the contents differ
             elif _SIZE.fullmatch(row.size) and row.size.lstrip("0") != str(files[path]).lstrip("0"):
                 changed.append(path)
             elif digests:
                 progress.advance(files[path])
-                if row.digest and not records.fits(packages / path, row.digest):
-                    changed.append(path)
+                try:
+                    if row.digest and not records.fits(packages / path, row.digest):
+                        changed.append(path)
+                except PermissionError:
+                    closed.append(path)
         if missing:
             yield _finding("records", "problem", f"{each} lacks files.", REINSTALL, missing)
         if changed:
