@@ -90,3 +90,37 @@ def test_the_endpoint_may_come_from_the_environment() -> None:
     environ["AWS_ENDPOINT_URL_S3"] = "https://s3.example.org"
     assert options(Storage(url="s3://b"), environ).config["endpoint"] == "https://s3.example.org"
     assert options(S3, environ).config["endpoint"] == S3.endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "s3.us-west-004.backblazeb2.com",
+        "https://",
+        "https://[bad",
+        "https://[::::]:9",
+        "https://127.0.0.1:99999",
+        "https://127.0.0.1:9\n",
+        "https://127.0.0.1/a b",
+        "https://me:hidden@127.0.0.1",
+    ],
+)
+def test_an_endpoint_of_the_environment_that_is_none_is_told_and_not_shown(endpoint: str) -> None:
+    with pytest.raises(StorageError, match="in AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is no") as refused:
+        options(Storage(url="s3://b"), {**AWS, "AWS_ENDPOINT_URL": endpoint})
+    assert "hidden" not in str(refused.value)
+
+
+def test_the_end_of_a_line_behind_a_credential_is_left_out() -> None:
+    environ = {**{name: f"{value}\n" for name, value in AWS.items()}, "AWS_REGION": "x-1\r\n"}
+    assert _keys(environ) == ("aws-id", "aws-secret", "")
+    assert options(Storage(url="s3://b"), environ).config["region"] == "x-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"]
+)
+def test_a_control_character_in_a_credential_is_told_and_not_shown(name: str) -> None:
+    with pytest.raises(StorageError, match="control character") as refused:
+        options(Storage(url="s3://b"), {**AWS, name: "hid\nden"})
+    assert "hid" not in str(refused.value)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from packhorse.config import Storage
+from packhorse.config_values import is_endpoint
 from packhorse.errors import StorageError
 
 ANSWER = 60
@@ -43,7 +44,8 @@ class Options(NamedTuple):
 
 
 def options(storage: Storage, environ: Mapping[str, str]) -> Options:
-    """The settings for `storage`. Raises StorageError where an S3 service needs credentials and none are found."""
+    """The settings for `storage`. Raises StorageError where an S3 service needs credentials and none are found, or
+    where a variable holds what cannot be sent to it."""
     client: dict[str, Any] = {
         "connect_timeout": "10s",
         "read_timeout": f"{ANSWER}s",
@@ -51,6 +53,11 @@ def options(storage: Storage, environ: Mapping[str, str]) -> Options:
         "user_agent": "packhorse",
     }
     endpoint = endpoint_of(storage, environ)
+    if endpoint and not is_endpoint(endpoint):  # that of the configuration is one
+        raise StorageError(
+            f"The address of the service for {storage.url} in AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is no http(s) URL.",
+            'Write it as "https://s3.us-west-004.backblazeb2.com", without anything before or behind it.',
+        )
     if endpoint.startswith("http://"):
         client["allow_http"] = True
     if urlsplit(storage.url).scheme not in _S3:
@@ -58,6 +65,11 @@ def options(storage: Storage, environ: Mapping[str, str]) -> Options:
     found = _keys(environ)
     usual_region = found.pop("region", "us-east-1")
     region = storage.region or _region_of(endpoint) or usual_region
+    if not all(map(str.isprintable, (region, *found.values()))):  # obstore panics
+        raise StorageError(
+            f"The credentials or the region for {storage.url} have a line end or another control character in them.",
+            "Set the variables anew, without it.",
+        )
     # As the SDKs of AWS do, the content is not digested for the signature where nobody can change it on its way.
     config: dict[str, Any] = {"region": region, "unsigned_payload": _unchangeable(endpoint)}
     if endpoint:
@@ -99,7 +111,8 @@ def _keys(environ: Mapping[str, str]) -> dict[str, str]:
         found["secret_access_key"] = environ["B2_APPLICATION_KEY"]
     else:
         found |= _from_files(environ)
-    return {name: value for name, value in found.items() if value}
+    # Secrets that come from files often end with the end of a line.
+    return {name: value for name, text in found.items() if (value := text.strip())}
 
 
 def _from_files(environ: Mapping[str, str]) -> dict[str, str]:
