@@ -237,9 +237,16 @@ def test_a_command_that_fails_ends_it_with_its_last_words(packhorse: Packhorse, 
     done = packhorse("bench", "--", "sh", "-c", "echo what is wrong; exit 3")
     assert done.returncode == 1
     assert "exit code 3" in done.stderr
-    assert "what is wrong" in done.stderr
+    assert "Its last lines were:\n    what is wrong\nMake" in done.stderr
     assert os.listdir(pushed / "tmp") == []
     assert not (pushed / ".packhorse/bench.jsonl").exists()
+
+
+def test_a_command_that_fails_without_a_word_is_told_in_one_line(packhorse: Packhorse, pushed: Path) -> None:
+    done = packhorse("bench", "-q", "--no-install", "--", "false")
+    assert done.stderr.startswith(
+        "packhorse: `packhorse run -- false` ended with exit code 1. It said nothing. Make"
+    )
 
 
 def test_a_store_that_lost_a_pack_is_not_hidden_by_an_installation(

@@ -293,9 +293,12 @@ class _Bench:
 
 
 def _failed(shown: str, code: int, lines: Sequence[str]) -> PackhorseError:
-    said = "\n".join(f"    {line}" for line in [line for line in lines if line.strip()][-_SHOWN:])
+    said = [line for line in lines if line.strip()][-_SHOWN:]
+    told = (
+        "\n".join(["Its last lines were:", *(f"    {line}" for line in said)]) if said else "It said nothing."
+    )
     return PackhorseError(
-        f"`{shown}` ended with exit code {code}. Its last lines were:\n{said}",
+        f"`{shown}` ended with exit code {code}. {told}",
         "Make that work first; the benchmark runs it on an empty root, without a terminal.",
     )
 
