@@ -223,6 +223,20 @@ def test_money_is_time_and_traffic_as_far_as_prices_are_given(
     assert "DOLLARS" in packhorse("bench", "--no-install", "--gpu-price", "2.5").stdout
 
 
+def test_what_a_command_did_not_wait_for_is_not_counted_as_nothing(
+    bench: Bench, pushed: Path, packhorse: Packhorse
+) -> None:
+    (pushed / "models/large").write_bytes(os.urandom(50_000_000))
+    assert packhorse("push").returncode == 0
+    with (packhorse.directory / "packhorse.toml").open("a") as file:
+        file.write('start = "early"\n')
+    steps = bench("--no-install", "--gpu-price", "2.5", "--", "true")["steps"]
+    assert (steps["pull"]["fetched_bytes"] > 50_000_000, steps["start"]["fetched_bytes"]) == (True, None)
+    assert steps["start"]["dollars"] > 0
+    steps = bench("--no-install", "--egress-price", "1", "--", "true")["steps"]
+    assert (steps["pull"]["dollars"] > 0.05, steps["start"]["dollars"]) == (True, None)
+
+
 def test_where_nothing_was_pushed_it_ends_with_3_and_installs_nothing(
     packhorse: Packhorse, index: Index, root_path: Path
 ) -> None:

@@ -77,7 +77,7 @@ class Step(msgspec.Struct):
     rounds: list[float]
     phases: dict[str, float]
     fetched_bytes: int | None
-    """Stored bytes fetched; None for an installation, which has them from elsewhere."""
+    """Stored bytes fetched; None for an installation, which has them from elsewhere, and where that is not known."""
     disk_bytes: int
     dollars: float | None
     last: Last | None
@@ -216,12 +216,12 @@ class _Bench:
         seconds, _ = self._packhorse(own, base, "run", "--status-file", str(status), command=self.command)
         facts = msgspec.json.decode(status.read_bytes())
         running = facts["seconds"]["running"]
-        pulled = (facts["boot"] or {}).get("pull") or {}
-        return _Took(
-            {"restore": seconds - running, "command": running},
-            pulled.get("transferred_bytes", 0),
-            usage(base).bytes,
+        boot = facts["boot"] or {}
+        # A command that ended before all was there ended the restore, which then does not tell what it fetched.
+        fetched = (
+            (boot.get("pull") or {}).get("transferred_bytes", 0) if boot.get("action") != "pulling" else None
         )
+        return _Took({"restore": seconds - running, "command": running}, fetched, usage(base).bytes)
 
     def install(self, own: Session, base: Path) -> _Took:
         """Install and check as a worker does for which nothing was kept, then start the command."""
@@ -343,7 +343,8 @@ def _summary(
         and (name == "pull" or each.command == record.command)
     ]
     seconds, fetched = record.seconds[name], took[-1].fetched
-    cost = prices.cost(seconds, fetched or 0)
+    unknown = name == "start" and fetched is None and prices.egress_gb is not None
+    cost = None if unknown else prices.cost(seconds, fetched or 0)
     return Step(
         step=name,
         seconds=seconds,
