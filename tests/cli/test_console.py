@@ -131,9 +131,10 @@ def test_a_command_has_descriptors_of_its_own_where_ours_were_closed(
             assert target == "/dev/null"
 
 
-def test_a_working_directory_that_is_gone_is_told(packhorse: Packhorse) -> None:
+@pytest.mark.parametrize("command", ["status", "init", "demo --directory here"])
+def test_a_working_directory_that_is_gone_is_told(packhorse: Packhorse, command: str) -> None:
     (packhorse.directory / "gone").mkdir()
-    done = _shell(packhorse, "cd gone && rmdir ../gone && packhorse status --json")
+    done = _shell(packhorse, f"cd gone && rmdir ../gone && packhorse {command} --json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"] == "The working directory was removed."
 

@@ -16,18 +16,22 @@ from packhorse.root import Root
 def load() -> config.Config:
     """The configuration that the flags, the environment and the file give. Raises ConfigError."""
     flags = click.get_current_context().obj or {}
-    try:
-        directory = Path.cwd()
-    except FileNotFoundError as error:
-        raise ConfigError("The working directory was removed.", "Change into one that is there.") from error
     return config.load(
         os.environ,
-        directory,
+        working_directory(),
         config_file=flags.get("config_file"),
         root=flags.get("root", ""),
         store=flags.get("store", ""),
         tag=flags.get("tag", ""),
     )
+
+
+def working_directory() -> Path:
+    """Where this invocation works. Raises ConfigError where that was removed."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("The working directory was removed.", "Change into one that is there.") from error
 
 
 def repeated_flags() -> list[str]:

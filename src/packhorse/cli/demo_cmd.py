@@ -23,7 +23,7 @@ from typing import NoReturn
 import click
 
 from packhorse import atomic
-from packhorse.cli import console
+from packhorse.cli import console, context
 from packhorse.errors import ConfigError, PackhorseError
 from packhorse.install.process import ended
 
@@ -72,6 +72,7 @@ def command(flags: dict[str, object], directory: Path | None) -> None:
             f"demo takes no --{given[0].removesuffix('_file')}.",
             "It has a root and a store of its own; --directory says where.",
         )
+    context.working_directory()
     signal.signal(signal.SIGTERM, _stop)
     started = time.monotonic()
     with _place(directory) as place:

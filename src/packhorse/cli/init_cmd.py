@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from packhorse import atomic
-from packhorse.cli import console
+from packhorse.cli import console, context
 from packhorse.errors import ConfigError
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -53,6 +53,8 @@ def command(flags: dict[str, object], template: str, directory: Path, force: boo
         raise ConfigError(
             f"init takes no --{given[0].removesuffix('_file')}.", "Write it into the file that init makes."
         )
+    if not directory.is_absolute():
+        context.working_directory()
     sources = sorted(file for file in (_TEMPLATES / template).iterdir() if file.is_file())
     targets = [directory / source.name for source in sources]
     present = [str(target) for target in targets if os.path.lexists(target)]
