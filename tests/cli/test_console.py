@@ -139,6 +139,13 @@ def test_a_working_directory_that_is_gone_is_told(packhorse: Packhorse, command:
     assert json.loads(done.stdout)["error"] == "The working directory was removed."
 
 
+@pytest.mark.parametrize("command", ["run", "profile"])
+def test_an_empty_name_of_a_status_file_is_told(packhorse: Packhorse, command: str) -> None:
+    done = packhorse(command, "--status-file", "", "--", "true")
+    assert done.returncode == 125
+    assert "Invalid value for '--status-file': a file is expected." in done.stderr
+
+
 @pytest.mark.parametrize("flag", ["--json", "-v", "--root=/tmp"])
 def test_a_shared_flag_before_the_command_is_told_where_it_belongs(packhorse: Packhorse, flag: str) -> None:
     done = packhorse(flag, "status")

@@ -28,6 +28,7 @@ from packhorse.cli import console, supervised
 @click.option(
     "--status-file",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=supervised.checked_file,
     help="Keep a JSON file that tells what happens.",
 )
 @console.shared_options

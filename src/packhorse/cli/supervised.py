@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,6 +34,13 @@ def checked_profile(ctx: click.Context, parameter: click.Parameter, value: str) 
             raise click.BadParameter(
                 "a name is a letter or digit, then up to 63 letters, digits, `.`, `_` and `-`."
             )
+    return value
+
+
+def checked_file(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """The path of a file. Raises BadParameter for an empty one, of which click makes the working directory."""
+    if value == Path():
+        raise click.BadParameter("a file is expected.")
     return value
 
 
