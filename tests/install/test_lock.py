@@ -382,6 +382,11 @@ def test_a_lock_can_be_made_for_another_python_and_platform(index: Index, projec
     ("flags", "said"),
     [
         (("--python-version", "2"), "2 is no version of Python"),
+        (("--python-version", "3.1٢"), "3.1٢ is no version of Python"),
+        (
+            ("--platform", "manylinux_2_27_x86_64"),
+            "does not resolve for the version of manylinux that --platform",
+        ),
         (("--platform", "windows"), "windows is not a platform that can be locked for"),
     ],
 )

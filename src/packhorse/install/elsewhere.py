@@ -12,8 +12,8 @@ from packhorse.errors import ConfigError
 from packhorse.install.interpreter import Interpreter
 from packhorse.install.lock import Target
 
-_PLATFORM = re.compile(r"manylinux_2_(\d+)_(x86_64|aarch64)")
-_PYTHON = re.compile(r"3\.\d+")
+_PLATFORM = re.compile(r"manylinux_2_([0-9]+)_(x86_64|aarch64)")
+_PYTHON = re.compile(r"3\.[0-9]+")
 _LEGACY = {
     17: "manylinux2014",
     12: "manylinux2010",

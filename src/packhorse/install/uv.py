@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from packhorse import atomic
 from packhorse.config import Network
-from packhorse.errors import NoSpaceError, PackhorseError
+from packhorse.errors import ConfigError, NoSpaceError, PackhorseError
 from packhorse.install import lock, network, process, requirements
 from packhorse.install.chosen import Chosen
 from packhorse.install.log import without_credentials
@@ -37,6 +37,7 @@ _BROKEN = re.compile(
     re.IGNORECASE,
 )
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
+_PLATFORM = re.compile(r"invalid value '[^']*' for '--python-platform")
 _CERTIFICATE = re.compile(r"invalid peer certificate|certificate verify failed", re.IGNORECASE)
 # Settings of pip that say nothing of which files are taken.
 _HARMLESS = frozenset(
@@ -146,7 +147,7 @@ def resolve(
     """What the files `requirements` and the `lines` of another such file mean, for the Python that `target` is.
 
     Of several files of a distribution the best that `allowed` (by name and algorithm) does not exclude. `options`
-    tell uv for which Python. Raises PackhorseError with uv's last lines.
+    tell uv for which Python. Raises PackhorseError with uv's last lines, ConfigError where it knows no such platform.
     """
     engine.progress.stage("resolving")
     files = list(requirements)
@@ -212,6 +213,11 @@ def _attempt(command: Sequence[str], engine: Engine, timeout: float) -> None:
             Failure("network", reason, "uv"),
             f"uv could not read what it needs: {reason}. {said}",
             f"Check the network, and try again. {whole}",
+        )
+    if _PLATFORM.search(text):
+        raise ConfigError(
+            f"uv does not resolve for the version of manylinux that --platform names. {said}",
+            "Name an older one that it knows, such as manylinux_2_17 or manylinux_2_28: those wheels fit there as well.",
         )
     how = f"exit code {ended.code}" if ended.code >= 0 else process.signal_name(-ended.code)
     raise PackhorseError(
