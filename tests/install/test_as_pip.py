@@ -171,6 +171,19 @@ def test_a_damaged_wheel_is_refused(installer: Installer, tmp_path: Path) -> Non
         installer(wheels=[{"name": "foo", "path": str(made)}])
 
 
+def test_a_wheel_whose_record_has_a_quote_that_does_not_end_is_refused(
+    installer: Installer, tmp_path: Path
+) -> None:
+    made = wheel(tmp_path, "foo", "1.0")
+    with zipfile.ZipFile(made) as archive:
+        files = {each.filename: archive.read(each) for each in archive.infolist()}
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content if not name.endswith("/RECORD") else b'"' + b"foo.py,,\n" * 20_000)
+    with pytest.raises(PackhorseError, match=r"not a whole wheel: .*field"):
+        installer(wheels=[{"name": "foo", "path": str(made)}])
+
+
 def test_a_wheel_that_wants_a_password_is_refused(installer: Installer, tmp_path: Path) -> None:
     made = wheel(tmp_path, "foo", "1.0")
     content = bytearray(made.read_bytes())

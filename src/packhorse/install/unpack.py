@@ -113,6 +113,7 @@ def unpack(
         zipfile.LargeZipFile,
         zlib.error,
         EOFError,
+        csv.Error,  # of a RECORD whose quotes do not end
     ) as error:
         reason = "an entry point names no function" if isinstance(error, AssertionError) else error
         if isinstance(error, InvalidWheelSource):
