@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.install.conftest import Installer
@@ -98,6 +100,24 @@ def test_files_of_no_distribution_are_told(packages: Path) -> None:
     [finding] = _check(packages)
     assert finding.paths == ["by_hand/module.py", "notes.txt"]
     assert finding.what == "Files belong to no distribution: single files (1), by_hand (1)."
+
+
+def test_what_vanishes_meanwhile_is_no_failure(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (packages / "one/gone").mkdir()
+    (packages / "one/vanishing").touch()
+    listing = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path != str(packages / "one"):
+            return listing(path)
+        with listing(path) as entries:
+            found = list(entries)
+            (packages / "one/gone").rmdir()
+            (packages / "one/vanishing").unlink()
+        return contextlib.nullcontext(found)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert _check(packages) == []
 
 
 def test_names_do_not_command_the_terminal(packages: Path) -> None:

@@ -5,6 +5,7 @@ Promises to read and never to change. Knows nothing of snapshots: `packhorse ver
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -119,13 +120,15 @@ def _read(packages: Path, directory: str, closed: list[str]) -> _Distribution:
 
 
 def _files(packages: Path, closed: list[str]) -> Iterator[tuple[str, int]]:
-    """The path of each file and link, and its size."""
+    """The path of each file and link, and its size; what vanishes meanwhile, as bytecode may, is left out."""
     base = os.fspath(packages)
     pending = [base]
     while pending:
         directory = pending.pop()
         try:
             listing = os.scandir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except PermissionError:
             closed.append(directory[len(base) + 1 :])
             continue
@@ -134,7 +137,8 @@ def _files(packages: Path, closed: list[str]) -> Iterator[tuple[str, int]]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
                 else:
-                    yield entry.path[len(base) + 1 :], entry.stat(follow_symlinks=False).st_size
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.path[len(base) + 1 :], entry.stat(follow_symlinks=False).st_size
 
 
 def _finding(
@@ -230,6 +234,8 @@ def _differences(
                 try:
                     if row.digest and not records.fits(packages / path, row.digest):
                         changed.append(path)
+                except FileNotFoundError:
+                    missing.append(path)
                 except PermissionError:
                     closed.append(path)
         if missing:
