@@ -178,3 +178,20 @@ def test_nothing_to_compare_with_ends_with_3(packhorse: Packhorse) -> None:
 def test_the_store_is_not_needed(packhorse: Packhorse, pushed: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "store")
     _verify(packhorse, 0)
+
+
+def test_packages_that_were_not_pushed_are_told_as_not_checked(packhorse: Packhorse, root_path: Path) -> None:
+    (root_path / "models").mkdir(parents=True)
+    (root_path / "models/weights").write_text("weights")
+    root_path.chmod(0o700)
+    assert packhorse("push").returncode == 0
+    (root_path / "packages/module.py").touch()
+    assert json.loads(packhorse("verify", "--json").stdout)["added"] == ["packages/module.py"]
+    assert "1 file (7 B). Not part of it: 1 file in packages/." in packhorse("verify").stdout
+
+
+def test_a_root_that_holds_nothing_of_a_store_is_told(packhorse: Packhorse, root_path: Path) -> None:
+    root_path.mkdir(mode=0o700)
+    done = packhorse("verify")
+    assert done.returncode == 3
+    assert f"What {root_path} holds was neither pushed nor pulled" in done.stderr

@@ -119,7 +119,7 @@ def verify(setup: Setup, progress: Progress) -> Verification:
         )
     if not state.manifest and not state.shared:
         raise NoSuchSnapshotError(
-            f"{setup.root.path} was neither pushed nor pulled, so there are no digests to check it against.",
+            f"What {setup.root.path} holds was neither pushed nor pulled, so there are no digests to check it against.",
             "Run `packhorse push` first.",
         )
     local = Local(setup.root)
@@ -137,9 +137,11 @@ def verify(setup: Setup, progress: Progress) -> Verification:
             found.hole_bytes = sum(lacking.values())
             digests = {number: manifest.frames[number].digest for number in numbers}
             corrupt += _check(setup.root.packages, PACKAGES, winners, found, progress, digests)
-            found.added = [
-                readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
-            ]
+        else:  # such as after an installation that was not pushed
+            winners = {}
+        found.added = [
+            readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
+        ]
         winners = union(
             (stamp, digest, local.manifest(setup.store, digest, "shared"))
             for stamp, digest in local.synced().manifests
