@@ -140,7 +140,9 @@ def verify(setup: Setup, progress: Progress) -> Verification:
         else:  # such as after an installation that was not pushed
             winners = {}
         found.added = [
-            readable(PACKAGES + item.path) for item in local.packages() if item.path not in winners
+            readable(PACKAGES + item.path)
+            for item in local.packages()
+            if item.kind != "directory" and item.path not in winners
         ]
         winners = union(
             (stamp, digest, local.manifest(setup.store, digest, "shared"))
