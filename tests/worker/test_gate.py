@@ -417,6 +417,23 @@ def test_the_restore_ends_with_a_command_that_ends_by_itself(gate: Run) -> None:
     assert "restore failed" not in run.errors()
 
 
+def test_a_signal_that_ends_nothing_leaves_the_restore_its_time_to_end(gate: Run, tmp_path: Path) -> None:
+    """In which it keeps what it learnt."""
+    restores = """
+def keep(*_):
+    for number in (signal.SIGWINCH, signal.SIGUSR1, signal.SIGHUP): os.kill(os.getppid(), number)
+    time.sleep(0.1)
+    open("kept", "w").close()
+    os._exit(143)
+signal.signal(signal.SIGTERM, keep)
+r.hold("a"); r.start()
+while True: time.sleep(0.01)
+"""
+    run = gate(restores, "sh", "-c", "exit 3")
+    assert run.wait() == 3
+    assert (tmp_path / "kept").exists()
+
+
 def test_the_status_file_tells_whether_the_restore_is_on_its_way(gate: Run, tmp_path: Path) -> None:
     program = """
 import json

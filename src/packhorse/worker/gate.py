@@ -143,9 +143,14 @@ class Gate:
             self._supervisor.tree.kill()
         restorer = self._restorer
         if restorer is not None and restorer.code is None:
+
+            def on_signal(number: int) -> None:
+                if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                    restorer.send(signal.SIGKILL)
+
             restorer.send(signal.SIGTERM)
             self._supervisor.at(time.monotonic() + IMPATIENCE, lambda: restorer.send(signal.SIGKILL))
-            self._supervisor.wait(restorer, lambda number: restorer.send(signal.SIGKILL))
+            self._supervisor.wait(restorer, on_signal)
             self._supervisor.end_leftovers(restorer, orphans=False)
         self._let_go()
 
