@@ -48,7 +48,7 @@ def main() -> int:
         command=command,
         environ=os.environ,
         flags=(),
-        speech=run.Speech(say, say),
+        speech=run.Speech(say, supervisor.unhurried(say)),
         supervisor=supervisor,
     )
     try:
@@ -58,6 +58,8 @@ def main() -> int:
     except PackhorseError as error:
         say(str(error))
         return 125
+    finally:
+        supervisor.say_the_rest()
 
 
 if __name__ == "__main__":

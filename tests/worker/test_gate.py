@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import Packhorse
 from tests.worker import gate_driver, tracer
-from tests.worker.conftest import Started, alive, python, until
+from tests.worker.conftest import Started, alive, python, status, until
 from tests.worker.test_terminal import BASH, Console
 
 from packhorse import atomic
@@ -378,14 +378,16 @@ def test_a_killed_supervisor_takes_the_command_with_it_though_nobody_reads_stder
     assert run.process.stdout.read() == b""
 
 
-def test_a_restore_that_fails_ends_the_command_though_stderr_is_full(gate: Run, tmp_path: Path) -> None:
-    program = """
+FULL = """
 fd = os.open("stderr", os.O_RDWR | os.O_NONBLOCK)
 try:
     while True: os.write(fd, bytes(1024))
 except BlockingIOError: say(os.getpid())
-say(repr(open("a").read(3)))
 """
+
+
+def test_a_restore_that_fails_ends_the_command_though_stderr_is_full(gate: Run, tmp_path: Path) -> None:
+    program = f'{FULL}say(repr(open("a").read(3)))'
     before = _stderr_to(tmp_path / "stderr", "<>")
     run = gate('r.hold("a"); r.start(); r.wanted("a"); sys.exit(6)', *python(program), before=before)
     pid = int(run.line())
@@ -398,6 +400,29 @@ say(repr(open("a").read(3)))
     os.close(reader)
     assert run.process.stdout is not None
     assert run.process.stdout.read() == b""
+
+
+def test_a_command_that_goes_on_is_seen_to_though_stderr_is_full(gate: Run, tmp_path: Path) -> None:
+    """It gets its signals, and is reaped; what there was to say is said when somebody reads."""
+    restores = (
+        'r.hold("a"); r.start(); r.fill("a")\nwhile not os.path.exists("fail"): time.sleep(0.01)\nos._exit(6)'
+    )
+    program = (
+        f'taking(10, 15); open("a").read(1); {FULL}open("fail", "w").close(); say(take(10)); say(take(15))'
+    )
+    run = gate(restores, *python(program), before=_stderr_to(tmp_path / "stderr", "<>"))
+    child = int(run.line())
+    until(lambda: not status(tmp_path / "status.json")["restoring"], "the end of the restore")
+    run.send(signal.SIGUSR1)
+    assert run.line() == "SIGUSR1"
+    os.kill(child, signal.SIGTERM)
+    assert run.line() == "SIGTERM"
+    until(lambda: status(tmp_path / "status.json")["phase"] == "ended", "the end")
+    reader = os.open(tmp_path / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    os.read(reader, 1 << 20)
+    assert run.wait() == 0
+    assert b"when every file was there" in os.read(reader, 1 << 20)
+    os.close(reader)
 
 
 def test_sigterm_ends_the_restore_after_the_command(gate: Run) -> None:

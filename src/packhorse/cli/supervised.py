@@ -64,7 +64,7 @@ def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
                 # Who called us may have an entry without a name, which nothing can be started with.
                 environ={name: value for name, value in os.environ.items() if name},
                 flags=context.repeated_flags(),
-                speech=Speech(console.note, console.warn),
+                speech=Speech(console.note, supervisor.unhurried(console.warn)),
                 supervisor=supervisor,
             )
         )
@@ -73,3 +73,5 @@ def call(words: tuple[str, ...], action: Callable[[Invocation], int]) -> int:
     except CannotStartError as error:
         console.show_error(error, error.exit_code)
         return error.exit_code
+    finally:
+        supervisor.say_the_rest()

@@ -11,6 +11,7 @@ import fcntl
 import math
 import os
 import resource
+import select
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ _RESET = (
 LEFTOVER_PATIENCE = 1.0
 """Seconds from SIGTERM to SIGKILL for what the child left behind."""
 _KILL_PATIENCE = 5.0
+_UNREAD = 0.25
+"""Seconds between two looks whether a full stderr takes a line again."""
 _KILLING = 0.3
 """Seconds of the grace kept for killing what did not end by itself."""
 LONGEST_ALARM = 1e9  # setitimer(2) refuses what the system cannot count; `grace` may be meant as forever
@@ -102,6 +105,7 @@ class Supervisor:
         self.tree = Tree(os.getpid(), lambda: self._strangers | self._own)
         self._own: set[int] = set()
         self._late: list[Callable[[], None]] = []
+        self._unsaid: list[Callable[[], None]] = []
         self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._terminal = Terminal(lambda: self.pausing())  # noqa: PLW0108  (it is replaced)
         # SIGTERM is served even where it was ignored; the others stay ignored, as `nohup` wants it.
@@ -322,6 +326,31 @@ class Supervisor:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
+
+    def unhurried(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """`say`, which prints to stderr, for use while others wait for this process: it never waits for a reader.
+
+        What a full stderr does not take is printed when there is room, or by `say_the_rest`.
+        """
+
+        def said(text: str) -> None:
+            self._unsaid.append(lambda: say(text))
+            if len(self._unsaid) == 1:
+                self._say()
+
+        return said
+
+    def _say(self) -> None:
+        while self._unsaid and select.select([], [2], [], 0)[1]:
+            self._unsaid.pop(0)()
+        if self._unsaid:
+            self.at(time.monotonic() + _UNREAD, self._say)
+
+    def say_the_rest(self) -> None:
+        """Wait for whoever reads stderr, until a signal or the end of `grace`."""
+        with contextlib.suppress(Stopped), self.interruptible(self.grace_ends):
+            while self._unsaid:
+                self._unsaid.pop(0)()
 
     def _note(self, number: int) -> None:
         if number in ENDING and not self.stopped_by:
