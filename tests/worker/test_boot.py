@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from tests.conftest import Packhorse
 from tests.install.index import Index, Stall
 from tests.servers import S3Server
 from tests.transfer.workers import another_boot
-from tests.worker.conftest import until
+from tests.worker.conftest import Start, python, until
 
 from packhorse.snapshot.index import flush
 
@@ -140,6 +141,29 @@ def test_of_workers_that_boot_at_once_one_builds(
         assert (process.returncode, output) == (0, "1.0\n"), errors
     actions = [json.loads((tmp_path / f"{n}.json").read_bytes())["boot"]["action"] for n in range(3)]
     assert sorted(actions) == ["installed", "pulled", "pulled"]
+
+
+def test_workers_that_waited_for_the_one_that_builds_wait_for_no_other_restore(
+    start: Start, configured: Callable[..., None], index: Index, tmp_path: Path
+) -> None:
+    index.add("tiny", "1.0", {"tiny.py": "VERSION = '1.0'\n", "large": random.Random(3).randbytes(1 << 20)})
+    index.fail("tiny-1.0-py3-none-any.whl", Stall(after=10))
+    builder = start("run", "--root", tmp_path / "builder", "--", "true")
+    leases = tmp_path / "store" / "leases"
+    until(lambda: list(leases.rglob("*.held")) and index.requests)
+    early = {"PACKHORSE_RUN_START": "early", "PACKHORSE_ARRIVALS": "asked"}  # so no restore comes to its end
+    others = [
+        start("run", "--root", tmp_path / name, *python('taking(15); say("up"); say(take(15))'), env=early)
+        for name in ("one", "other")
+    ]
+    until(lambda: all("another worker is building" in each.errors() for each in others), "them to wait")
+    index.closing.set()
+    assert builder.wait() == 0, builder.errors()
+    assert [each.line() for each in others] == ["up", "up"]
+    assert [path for path in leases.rglob("*") if path.is_file()] == []
+    for each in others:
+        each.send(signal.SIGTERM)
+        assert each.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

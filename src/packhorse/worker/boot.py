@@ -127,6 +127,10 @@ class Boot:
                 f"The tag {self.config.storage.tag} has shared files, but no packages.",
                 "`packhorse install` and `packhorse push` make a snapshot.",
             )
+        return self._restore(target, snapshot)
+
+    def _restore(self, target: Target, snapshot: str) -> BootFacts:
+        """Pull, and do what is to be done where that fails, or brings shared files only."""
         try:
             pulled = self._pull(target, snapshot)
         except (PackhorseError, OSError) as error:
@@ -302,13 +306,13 @@ class Boot:
                         waited = True
                     time.sleep(POLL)
                 target = self._target("")
-                if target is not None and target.snapshot.packages:  # pushed by another while we waited
-                    pulled = self._pull(target, "")
-                    return BootFacts("pulled", pulled.snapshot, pull=pulled)
-                self.note(f"{tag} has no snapshot of this environment: making one")
-                return self._build()
+                if target is None or not target.snapshot.packages:
+                    self.note(f"{tag} has no snapshot of this environment: making one")
+                    return self._build()
         except StorageError as error:
             return self._instead(error, "")
+        # Pushed by another while we waited. Without the lease: those who wait for it need not wait for this as well.
+        return self._restore(target, "")
 
     def _build(self, *, repair: bool = False) -> BootFacts:
         """Install, then push; an environment that cannot be saved still serves this worker."""
@@ -350,5 +354,4 @@ def _ended_by_exception() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is stop:  # an early start has set its own
-                signal.signal(number, handler)
+            signal.signal(number, handler)
