@@ -1,7 +1,7 @@
 """`packhorse run -- CMD` whose restorer is a program of the test: `python gate_driver.py LOOK CMD...`.
 
 In the environment RESTORER names the program, STOPS_WITHIN the seconds in which the command has to stop, LEAVES_WITHIN
-those in which what it leaves behind has to end.
+those in which what it leaves behind has to end, PARTS_WITHIN those that the restorer has after it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from packhorse import config
 from packhorse.errors import PackhorseError
 from packhorse.root import Root
-from packhorse.worker import run, supervise, tree
+from packhorse.worker import gate, run, supervise, tree
 from packhorse.worker.supervise import Stopped, Supervisor
 
 
@@ -33,6 +33,7 @@ class Invocation(run.Invocation):
 def main() -> int:
     look, *command = sys.argv[1:]
     tree.PATIENCE = float(os.environ.get("STOPS_WITHIN", tree.PATIENCE))
+    gate.IMPATIENCE = float(os.environ.get("PARTS_WITHIN", gate.IMPATIENCE))
     supervise.LEFTOVER_PATIENCE = float(os.environ.get("LEAVES_WITHIN", supervise.LEFTOVER_PATIENCE))
     supervisor = Supervisor()
     loaded = config.load(os.environ, Path.cwd())

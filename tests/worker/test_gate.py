@@ -459,6 +459,15 @@ while True: time.sleep(0.01)
     assert (tmp_path / "kept").exists()
 
 
+def test_a_restore_does_not_outlast_the_grace(gate: Run) -> None:
+    restores = 'signal.signal(signal.SIGTERM, signal.SIG_IGN); r.hold("a"); r.start(); forever()'
+    env = {"PARTS_WITHIN": "1000", "PACKHORSE_RUN_GRACE": "0.6"}
+    run = gate(restores, *python('taking(15); say("up"); take(15)'), env=env)
+    assert run.line() == "up"
+    run.send(signal.SIGTERM)
+    assert run.wait() == 0
+
+
 def test_the_status_file_tells_whether_the_restore_is_on_its_way(gate: Run, tmp_path: Path) -> None:
     program = """
 import json

@@ -24,6 +24,8 @@ MARK = "_PACKHORSE_RESTORER"
 """The variable by which everything that descends from a child is known for it when its supervisor is gone."""
 IMPATIENCE = 0.5
 """Seconds from SIGTERM to SIGKILL for a restorer that is needed no more."""
+_KILLING = 0.1
+"""Seconds of the grace kept for killing it."""
 _RETRY = 0.25
 """Seconds between two attempts to renew a lease that could not be renewed."""
 _PARTING = 1.0
@@ -149,7 +151,9 @@ class Gate:
                     restorer.send(signal.SIGKILL)
 
             restorer.send(signal.SIGTERM)
-            self._supervisor.at(time.monotonic() + IMPATIENCE, lambda: restorer.send(signal.SIGKILL))
+            until, ends = time.monotonic() + IMPATIENCE, self._supervisor.grace_ends
+            until = until if ends is None else min(until, ends - _KILLING)
+            self._supervisor.at(until, lambda: restorer.send(signal.SIGKILL))
             self._supervisor.wait(restorer, on_signal)
             self._supervisor.end_leftovers(restorer, orphans=False)
         self._let_go()
