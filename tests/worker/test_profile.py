@@ -345,3 +345,18 @@ def test_few_descriptors_watch_the_largest_files_and_the_command_keeps_its_limit
     assert "packages/b.so" in opened(name="few")
     assert (len(opened(name="few")) == len(FILES)) == everything
     assert ("could not be watched" not in limited.stderr) == everything
+
+
+def test_a_recorder_that_is_killed_before_it_records_is_told(start: Start, root: Path) -> None:
+    supervisor = start("profile", "--", "true")
+
+    def recorder() -> int:
+        for pid in Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children").read_text().split():
+            if b"\0record\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+        return 0
+
+    os.kill(until(recorder, "a recorder"), signal.SIGKILL)
+    assert supervisor.wait() == 125
+    assert "The process that records was killed by SIGKILL" in supervisor.errors()
+    assert "message above" not in supervisor.errors()

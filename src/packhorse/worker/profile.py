@@ -108,7 +108,14 @@ def _start(call: run.Invocation, result: Path, name: str, seconds: float) -> Pro
     finally:
         os.close(watching)
     if not ready:
-        supervisor.wait(process, lambda number: None)
+        code = supervisor.wait(process, lambda number: None)
+        if code > 128:  # it could not say so itself
+            from packhorse.install.process import signal_name
+
+            raise PackhorseError(
+                f"The process that records was {signal_name(code - 128)}, so the command was not started.",
+                "Start again, with more memory if that was short.",
+            )
         raise PackhorseError(
             "Nothing can be recorded, so the command was not started.", "See the message above."
         )
