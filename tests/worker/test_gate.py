@@ -70,6 +70,10 @@ def gate(packhorse: Packhorse, tmp_path: Path) -> Iterator[Run]:
             each.process.stdout.close()
 
 
+def _first_child(run: Started) -> int:
+    return int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
+
+
 FILL_WHEN_WANTED = 'r.hold("a"); r.start(); r.wanted("a"); r.fill("a"); r.record("pulled")'
 READER = python('say(os.getpid()); say(repr(open("a").read(3)))')
 
@@ -434,6 +438,38 @@ def test_sigterm_ends_the_restore_after_the_command(gate: Run) -> None:
     run.send(signal.SIGTERM)
     assert run.line() == "aaa"
     assert run.wait() == 7
+
+
+def test_sigterm_for_all_processes_at_once_leaves_the_command_its_time_to_end(gate: Run) -> None:
+    """As systemd.kill(5) has it."""
+    restores = 'r.hold("a"); r.start(); r.link.receive()'
+    program = 'taking(10, 15); say("up"); say(take(15)); say(take(10)); sys.exit(7)'
+    env = {"PACKHORSE_RUN_GRACE": "60", "PACKHORSE_RUN_STOP_TIMEOUT": "50"}
+    run = gate(restores, *python(program), env=env)
+    assert run.line() == "up"
+    restorer = _first_child(run)
+    run.send(signal.SIGTERM)
+    os.kill(restorer, signal.SIGTERM)
+    assert run.line() == "SIGTERM"
+    until(lambda: not Path(f"/proc/{restorer}").exists(), "the end of the restorer")
+    run.send(signal.SIGUSR1)
+    assert run.line() == "SIGUSR1"
+    assert run.wait() == 7
+    assert "restore failed" not in run.errors()
+
+
+def test_nobody_is_let_through_when_the_restorer_was_told_to_end_as_well(gate: Run) -> None:
+    program = 'taking(15); say("up"); take(15); say(open("a").read(3))'
+    env = {"PACKHORSE_RUN_GRACE": "60", "PACKHORSE_RUN_STOP_TIMEOUT": "50"}
+    run = gate('r.hold("a"); r.start(); r.link.receive()', *python(program), env=env)
+    assert run.line() == "up"
+    restorer = _first_child(run)
+    run.send(signal.SIGTERM)
+    os.kill(restorer, signal.SIGTERM)
+    assert run.wait() == 125
+    assert "so the command was ended" in run.errors()
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == b""
 
 
 def test_the_restore_ends_with_a_command_that_ends_by_itself(gate: Run) -> None:

@@ -175,7 +175,7 @@ class Gate:
                 if self._held and not self._ending:
                     self._supervisor.at(
                         time.monotonic() + _PARTING,  # it may be about to end with a code that says more
-                        lambda: self._fail("the process that restores is gone") if self._held else None,
+                        lambda: self._lost("the process that restores is gone"),
                     )
                 return
             message, descriptors = received
@@ -220,7 +220,7 @@ class Gate:
         if not self._ending:
             self._receive()
             if self.started and self._held:
-                self._fail(_how(code))
+                self._lost(_how(code))
             elif self.started and code and not self.failure:
                 self._warn(
                     f"{_how(code)} when every file was there that the command needs, so it goes on; the next start "
@@ -229,7 +229,7 @@ class Gate:
         self.code = code
         if not self.started:
             self._let_go()
-        elif not self.failure and not self._ending:
+        elif not self.failure and not self._ending and not self._held:
             self._let_go()
             self._on_complete()
 
@@ -258,6 +258,9 @@ class Gate:
 
     def _renew(self, numbers: Iterable[int]) -> None:
         """Have the kernel begin its count again for those who want these files."""
+        if self.code is not None:
+            self._fail(_how(self.code))  # what is wanted never comes
+            return
         restorer, since = self._restorer, self._running_since or time.monotonic()
         stopped = self._supervisor.tree.stop(max(since + self._quarter - time.monotonic(), 0))
         if not stopped or restorer is None:
@@ -299,6 +302,12 @@ class Gate:
             self._renew([n for n, descriptor in self._held.items() if write_leases.wanted(descriptor)])
 
     # --- the end ---
+
+    def _lost(self, why: str) -> None:
+        """Nobody restores any more: so the restore failed, but where all processes were told to end (systemd.kill(5)) and the
+        command is about to. Until it has, or waits for a file for too long, the descriptors held here hold them back."""
+        if self._held and not self._supervisor.stopping:
+            self._fail(why)
 
     def _fail(self, why: str) -> None:
         """The restore failed: end all who may read what is not there, then let go."""
