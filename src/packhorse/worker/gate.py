@@ -18,7 +18,7 @@ from packhorse.errors import UNREADABLE
 from packhorse.worker import tree, write_leases
 from packhorse.worker.executable import find_executable, held_back
 from packhorse.worker.link import Arrived, Child, Hold, Link, Start
-from packhorse.worker.supervise import ENDING, MESSAGE, Process, Stopped, Supervisor
+from packhorse.worker.supervise import ENDING, MESSAGE, STOPPING, Process, Stopped, Supervisor
 
 MARK = "_PACKHORSE_RESTORER"
 """The variable by which everything that descends from a child is known for it when its supervisor is gone."""
@@ -147,12 +147,11 @@ class Gate:
         if restorer is not None and restorer.code is None:
 
             def on_signal(number: int) -> None:
-                if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                if number in (*STOPPING, signal.SIGQUIT):
                     restorer.send(signal.SIGKILL)
 
             restorer.send(signal.SIGTERM)
-            until, ends = time.monotonic() + IMPATIENCE, self._supervisor.grace_ends
-            until = until if ends is None else min(until, ends - _KILLING)
+            until = self._supervisor.within_grace(time.monotonic() + IMPATIENCE, _KILLING)
             self._supervisor.at(until, lambda: restorer.send(signal.SIGKILL))
             self._supervisor.wait(restorer, on_signal)
             self._supervisor.end_leftovers(restorer, orphans=False)

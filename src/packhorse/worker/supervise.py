@@ -106,6 +106,7 @@ class Supervisor:
         self._own: set[int] = set()
         self._late: list[Callable[[], None]] = []
         self._unsaid: list[Callable[[], None]] = []
+        """What a full stderr has not taken yet."""
         self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._terminal = Terminal(lambda: self.pausing())  # noqa: PLW0108  (it is replaced)
         # SIGTERM is served even where it was ignored; the others stay ignored, as `nohup` wants it.
@@ -249,8 +250,8 @@ class Supervisor:
         """
         for number, patience in ((signal.SIGTERM, LEFTOVER_PATIENCE), (signal.SIGKILL, _KILL_PATIENCE)):
             until = time.monotonic() + patience
-            if number == signal.SIGTERM and self.grace_ends is not None:
-                until = min(until, self.grace_ends - _KILLING)
+            if number == signal.SIGTERM:
+                until = self.within_grace(until, _KILLING)
             if number == signal.SIGTERM and self.tree.stopped:
                 continue  # who is stopped for want of a file must not run on
             told: set[int] = set()
@@ -291,6 +292,10 @@ class Supervisor:
     def grace_ends(self) -> float | None:
         """When (time.monotonic) everything must have ended; None while no SIGTERM arrived."""
         return None if self._terminated_at is None else self._terminated_at + self.grace
+
+    def within_grace(self, due: float, kept: float) -> float:
+        """`due`, or `kept` seconds before everything must have ended where that is sooner."""
+        return due if self.grace_ends is None else min(due, self.grace_ends - kept)
 
     def at(self, due: float, action: Callable[[], None]) -> None:
         """Call `action` at the time `due` (time.monotonic), or as soon as somebody waits after it."""
